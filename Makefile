@@ -1,0 +1,35 @@
+# make env | demo | test | lint     (STACK=openmmlab for the original OpenMMLab releases)
+STACK ?= onedl
+export STACK
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+
+# The path of the stack's environment, which is built when it is missing.
+PYTHON = $$(tools/make_env.sh $(STACK))/bin/python
+
+.PHONY: help env demo test test-slow lint format
+
+help:
+	@echo 'make env     build the Python environment and install poa_mm into it (STACK=onedl|openmmlab)'
+	@echo 'make demo    pre-train on handwritten digits, extract, score every subnet: 10 minutes on 2 cores'
+	@echo 'make test    run the tests'
+	@echo 'make lint    check style'
+
+env:
+	@env=$$(tools/make_env.sh $(STACK)) || exit 1; \
+	$$env/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . && \
+	echo "ready: source $$env/bin/activate"
+
+demo:
+	@python=$(PYTHON) && $$python tools/demo.py
+
+test:
+	@python=$(PYTHON) && $$python -m pytest -q
+
+test-slow:
+	@python=$(PYTHON) && $$python -m pytest -q -m slow
+
+lint:
+	@python=$(PYTHON) && $$python -m ruff check . && $$python -m ruff format --check .
+
+format:
+	@python=$(PYTHON) && $$python -m ruff check --fix . ; $$python -m ruff format .

@@ -1,0 +1,77 @@
+"""POA on scikit-learn's handwritten digits: the demo, 8 x 8 pixels, on a CPU in minutes."""
+
+_base_ = '../_base_/default_runtime.py'
+
+max_iters = 3000
+warmup_iters = 200
+batch_size = 64
+
+# --- model -----------------------------------------------------------------------------------
+model = dict(
+    type='POA',
+    data_preprocessor=dict(type='SelfSupDataPreprocessor', mean=[78.0] * 3, std=[95.0] * 3),
+    backbone=dict(
+        type='ElasticVisionTransformer',
+        arch=dict(embed_dims=96, num_layers=6, num_heads=6, feedforward_channels=384),
+        widths=[48, 64, 80, 96],
+        depths=[3, 4, 5, 6],
+        img_size=8,
+        patch_size=2,
+    ),
+    head=dict(type='MultiPrototypeHead', num_prototypes=[32, 64], hidden_channels=256, bottleneck_channels=64),
+)
+
+# --- data ------------------------------------------------------------------------------------
+crop = dict(type='RandomResizedCrop', scale=8, crop_ratio_range=(0.5, 1.0), interpolation='bicubic')
+local_crop = dict(type='RandomResizedCrop', scale=6, crop_ratio_range=(0.3, 0.6), interpolation='bicubic')
+train_pipeline = [
+    dict(type='MultiView', num_views=[2, 2], transforms=[[crop], [local_crop]]),
+    dict(type='BlockMask', grid=4, prob=0.5, ratio=(0.1, 0.5), min_patches=1),
+    dict(type='PackInputs'),
+]
+train_dataloader = dict(
+    batch_size=batch_size,
+    num_workers=1,
+    persistent_workers=True,
+    drop_last=True,
+    sampler=dict(type='InfiniteSampler', shuffle=True),
+    collate_fn=dict(type='default_collate'),
+    dataset=dict(type='Digits', split='train', pipeline=train_pipeline),
+)
+
+# --- optimisation ----------------------------------------------------------------------------
+base_lr = 0.002
+optim_wrapper = dict(
+    type='POAOptimWrapper',
+    optimizer=dict(type='AdamW', lr=base_lr, betas=(0.9, 0.999), weight_decay=0.04),
+    clip_grad=dict(max_norm=1.5),
+    constructor='POAOptimWrapperConstructor',
+    paramwise_cfg=dict(layer_decay_rate=0.9, flat_decay_mult=0.0),
+)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=warmup_iters),
+    dict(type='CosineAnnealingLR', eta_min_ratio=0.01, by_epoch=False, begin=warmup_iters, end=max_iters),
+    dict(
+        type='CosineAnnealingParamScheduler',
+        param_name='weight_decay',
+        eta_min_ratio=10,
+        by_epoch=False,
+        begin=0,
+        end=max_iters,
+    ),
+]
+custom_hooks = [
+    dict(type='TeacherEMAHook', momentum=(0.99, 0.9999)),
+    dict(type='POAScheduleHook', teacher_temp=(0.04, 0.07), teacher_temp_iters=500, patch_loss_start=500),
+    dict(type='SupernetCheckpointHook'),
+]
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters)
+
+# --- evaluation ------------------------------------------------------------------------------
+knn_loader = dict(batch_size=256, num_workers=0)
+knn = dict(
+    bank=dict(**knn_loader, dataset=dict(type='Digits', split='train', pipeline=[dict(type='PackInputs')])),
+    query=dict(**knn_loader, dataset=dict(type='Digits', split='test', pipeline=[dict(type='PackInputs')])),
+    ks=(10, 20),
+    temperature=0.07,
+)

@@ -1,0 +1,3 @@
+from .block_mask import BlockMask
+
+__all__ = ['BlockMask']

@@ -1,0 +1,1 @@
+"""Subnets as files, and checkpoints from elsewhere."""

@@ -1,0 +1,212 @@
+"""Cutting subnets out of a pre-trained teacher, into files that stock mmpretrain reads."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from mmpretrain.registry import MODELS
+from torch import Tensor, nn
+
+from poa_mm.elastic import Subnet
+from poa_mm.engine.checkpoint import CheckpointError, file_sha256, load_teacher
+from poa_mm.version import __version__
+
+from .staged_files import StagedFiles
+
+FORMATS = ('safetensors', 'pth')
+MANIFEST = 'manifest.json'
+TOLERANCE = 1e-4  # largest difference from the supernet's features, which is float rounding
+
+CONFIG = '''"""Subnet {subnet} of {source} (SHA-256 {source_sha256}), extracted by poa_mm {poa_mm}.
+
+A feature extractor; the linear classifier on top of it is not trained.
+"""
+
+default_scope = 'mmpretrain'
+{custom_imports}data_preprocessor = dict({data_preprocessor})
+model = dict(
+    type='ImageClassifier',
+    backbone=dict(
+{backbone}
+        init_cfg=dict(type='Pretrained', checkpoint='{{{{ fileDirname }}}}/{file}'),
+    ),
+    neck=None,
+    head=dict(type='LinearClsHead', num_classes=1000, in_channels={channels}, loss=dict(type='CrossEntropyLoss')),
+)
+'''
+CUSTOM_IMPORTS = "custom_imports = dict(imports=['poa_mm.deploy.safetensors_loader'], allow_failed_imports=False)\n"
+
+
+class SubnetRow(NamedTuple):
+    """One line of a table of subnets.
+
+    Args:
+        subnet: The subnet.
+        aliases: Its other names.
+        params: Number of parameters.
+        flops: Floating-point operations for one image of the pre-training size; a multiply-add is 2.
+    """
+
+    subnet: Subnet
+    aliases: tuple[str, ...]
+    params: int
+    flops: int
+
+
+def list_subnets(checkpoint: str | os.PathLike) -> list[SubnetRow]:
+    """All subnets in a checkpoint, from the smallest to the largest.
+
+    Raises:
+        CheckpointError: If the file is not a checkpoint of POA.
+    """
+    backbone, _ = load_teacher(checkpoint)
+    space = backbone.space
+    return [
+        SubnetRow(subnet, tuple(name for name, named in space.aliases.items() if named == subnet), *backbone.cost(subnet))
+        for subnet in space
+    ]
+
+
+def extract_subnets(
+    checkpoint: str | os.PathLike,
+    subnets: Iterable[Subnet | str] | None,
+    out_dir: str | os.PathLike,
+    format: str = 'safetensors',
+    verify: bool = True,
+    progress: Callable[[list[Subnet]], Iterable[Subnet]] = iter,
+) -> list[dict[str, Any]]:
+    """Write subnets of the teacher in ``checkpoint`` as weights and configs of stock mmpretrain networks.
+
+    ``poa_<W>x<D>.<format>`` holds the weights under the names of mmpretrain's backbone and
+    ``poa_<W>x<D>.py`` a config that loads them from beside it; ``manifest.json`` lists what is in the
+    folder. All of them appear together, when everything has succeeded, or none does. Weights and configs
+    of the same name are overwritten.
+
+    Args:
+        checkpoint: Checkpoint of a pre-training run or of ``import_public_checkpoint``.
+        subnets: What to extract: ``'384x12'``, aliases or :class:`Subnet`; None for all subnets.
+        out_dir: Folder to write to, made if it is missing.
+        format: ``'safetensors'``, or ``'pth'`` (``{'state_dict': ..., 'meta': ...}`` of ``torch.save``),
+            whose config does not import poa_mm. Default: ``'safetensors'``.
+        verify: Compare each subnet, in a stock network, with the supernet. Default: True.
+        progress: Wraps the list of subnets to iterate over it, such as ``rich.progress.track``.
+            Default: shows nothing.
+
+    Returns:
+        The manifest's entries of ``subnets``: ``subnet``, ``file``, ``format``, ``source``,
+        ``source_sha256``, ``params``, ``flops``, ``image_size``, ``max_abs_diff`` (None if not verified)
+        and ``poa_mm``, the version.
+
+    Raises:
+        CheckpointError: If the file is not a checkpoint of POA, a subnet does not compute what the
+            supernet does, or the folder holds subnets of another checkpoint.
+        ValueError: If the format is unknown or a subnet is not in the checkpoint's space.
+    """
+    if format not in FORMATS:
+        raise ValueError(f'format {format!r} is not one of {", ".join(FORMATS)}')
+    backbone, description = load_teacher(checkpoint)
+    space = backbone.space
+    chosen = list(dict.fromkeys(map(space.parse, space if subnets is None else subnets)))
+    origin = dict(source=Path(checkpoint).name, source_sha256=file_sha256(checkpoint), poa_mm=__version__)
+    manifest = _read_manifest(Path(out_dir) / MANIFEST, origin)
+
+    entries = []
+    with StagedFiles(out_dir) as files:
+        for subnet in progress(chosen):
+            config, state = backbone.extract(subnet)
+            difference = compare_with_supernet(backbone, subnet, config, state) if verify else None
+            cost = backbone.cost(subnet)
+            entry = dict(
+                subnet=str(subnet),
+                file=f'poa_{subnet}.{format}',
+                format=format,
+                **origin,
+                params=cost.params,
+                flops=cost.flops,
+                image_size=list(backbone.img_size),
+                max_abs_diff=difference,
+            )
+            entries.append(entry)
+            meta = dict(origin, subnet=str(subnet))
+            files.add(entry['file'], lambda path: _write_weights(path, format, state, meta))  # noqa: B023
+            text = _config_text(entry, config, description['data_preprocessor'])
+            files.add(f'poa_{subnet}.py', lambda path: path.write_text(text, encoding='utf-8'))  # noqa: B023
+        manifest |= {entry['file']: entry for entry in entries}
+        ordered = sorted(manifest.values(), key=lambda entry: (Subnet.parse(entry['subnet']), entry['format']))
+        files.add(MANIFEST, lambda path: path.write_text(json.dumps(ordered, indent=2) + '\n', encoding='utf-8'))
+    return entries
+
+
+@torch.no_grad()
+def compare_with_supernet(
+    backbone: nn.Module, subnet: Subnet, config: Mapping[str, Any], state: Mapping[str, Tensor]
+) -> float:
+    """Largest difference between what a stock network and the supernet make of two random images.
+
+    Args:
+        backbone: The supernet.
+        subnet: The subnet that was cut out.
+        config: Config of the stock network.
+        state: Its weights.
+
+    Raises:
+        CheckpointError: If it is not within ``TOLERANCE``.
+    """
+    network = MODELS.build(dict(config, out_type='raw')).eval()
+    network.load_state_dict(state)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, backbone.in_channels, *backbone.img_size, generator=generator)
+    (found,) = network(images)  # (2, 1 + N, D)
+    features = backbone.extract_features(images, subnet)
+    expected = torch.cat([features.cls[:, None], features.patch], dim=1)
+    difference = (found - expected).abs().max().item()
+    if not difference <= TOLERANCE:  # NaN is none either
+        raise CheckpointError(
+            f'subnet {subnet} differs by {difference:.2g} from the supernet, more than {TOLERANCE}; nothing was written'
+        )
+    return difference
+
+
+def _write_weights(path: Path, format: str, state: Mapping[str, Tensor], meta: dict[str, str]) -> None:
+    state = {name: tensor.contiguous() for name, tensor in state.items()}
+    if format == 'safetensors':
+        from safetensors.torch import save_file
+
+        save_file(state, path, metadata={'format': 'pt', **meta})
+    else:
+        with path.open('wb') as file:  # given a path, torch.save would write the temporary name into the file
+            torch.save({'state_dict': state, 'meta': meta}, file)
+
+
+def _config_text(entry: Mapping[str, Any], backbone: Mapping[str, Any], data_preprocessor: Mapping[str, Any]) -> str:
+    """The mmpretrain config beside the weights."""
+    used = {key: data_preprocessor[key] for key in ('mean', 'std') if data_preprocessor.get(key) is not None}
+    # SelfSupDataPreprocessor takes any of these; ImageClassifier's takes to_rgb.
+    used['to_rgb'] = any(data_preprocessor.get(key) for key in ('to_rgb', 'bgr_to_rgb', 'rgb_to_bgr'))
+    return CONFIG.format(
+        **entry,
+        custom_imports=CUSTOM_IMPORTS if entry['format'] == 'safetensors' else '',
+        data_preprocessor=', '.join(f'{key}={value!r}' for key, value in {**used, 'num_classes': 1000}.items()),
+        backbone='\n'.join(f'        {key}={value!r},' for key, value in backbone.items()),
+        channels=backbone['arch']['embed_dims'],
+    )
+
+
+def _read_manifest(path: Path, origin: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Entries of a folder's manifest by their file; none if there is no manifest."""
+    if not path.exists():
+        return {}
+    try:
+        entries = {entry['file']: entry for entry in json.loads(path.read_text(encoding='utf-8'))}
+        others = {f'{entry["source"]} (SHA-256 {entry["source_sha256"]})' for entry in entries.values()}
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f'{path}: expected the manifest of extracted subnets, found another file') from error
+    here = f'{origin["source"]} (SHA-256 {origin["source_sha256"]})'
+    if any(entry['source_sha256'] != origin['source_sha256'] for entry in entries.values()):
+        raise CheckpointError(f'{path.parent} holds subnets of {", ".join(sorted(others))}, not of {here}; choose another')
+    return entries

@@ -1,0 +1,218 @@
+"""Import of checkpoints that were trained with the authors' public code (ViT)."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mmengine
+import torch
+from mmengine.config import Config
+from mmpretrain.registry import MODELS
+from torch import Tensor
+
+from poa_mm.engine.checkpoint import (
+    SUPERNET_KEY,
+    CheckpointError,
+    check_state,
+    describe_supernet,
+    file_sha256,
+    read_checkpoint,
+    shorten,
+)
+from poa_mm.models import POA
+from poa_mm.version import __version__
+
+from .staged_files import StagedFiles
+
+# With block_chunks the public code nests the blocks, as blocks.CHUNK.N; N counts through all chunks.
+_BLOCK = r'backbone\.blocks\.(?:\d+\.)?(\d+)\.'
+RULES = {
+    r'backbone\.(cls_token|pos_embed|mask_token)': r'backbone.\1',
+    r'backbone\.patch_embed\.proj\.(weight|bias)': r'backbone.patch_embed.projection.\1',
+    _BLOCK + r'norm([12])\.norm\.(weight|bias)': r'backbone.layers.\1.ln\2.\3',
+    _BLOCK + r'attn\.(qkv|proj)\.linear\.(weight|bias)': r'backbone.layers.\1.attn.\2.\3',
+    _BLOCK + r'ls1\.gamma': r'backbone.layers.\1.attn.gamma1.weight',
+    _BLOCK + r'mlp\.fc1\.linear\.(weight|bias)': r'backbone.layers.\1.ffn.layers.0.0.\2',
+    _BLOCK + r'mlp\.fc2\.linear\.(weight|bias)': r'backbone.layers.\1.ffn.layers.1.\2',
+    _BLOCK + r'ls2\.gamma': r'backbone.layers.\1.ffn.gamma2.weight',
+    r'backbone\.norm\.norm\.(weight|bias)': r'backbone.ln1.\1',
+    r'dino_head\.mlp(\d+)\.0\.linear\.(weight|bias)': r'head.projectors.\1.layers.0.\2',
+    r'dino_head\.mlp(\d+)\.([1-9]\d*)\.(weight|bias)': r'head.projectors.\1.layers.\2.\3',
+    r'dino_head\.last_layer(\d+)\.weight_v': r'head.prototypes.\1.weight',
+    r'dino_head\.last_layer(\d+)\.weight_g': r'head.prototypes.\1.gain',
+}
+_WRAPPERS = {'module', '_fsdp_wrapped_module'}
+_BRANCHES = ('teacher', 'student')
+
+
+class Branches(NamedTuple):
+    """What a public checkpoint holds.
+
+    Args:
+        teacher: Its state dict in the public layout.
+        student: The same of the student; None if there is none.
+        ignored: Names of everything else.
+    """
+
+    teacher: dict[str, Tensor]
+    student: dict[str, Tensor] | None
+    ignored: list[str]
+
+
+class ImportReport(NamedTuple):
+    """What :func:`import_public_checkpoint` did.
+
+    Args:
+        ignored: Entries of the public checkpoint that were left out.
+        student_copied: Whether the student, for want of one, is a copy of the teacher.
+    """
+
+    ignored: list[str]
+    student_copied: bool
+
+
+def convert_public_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """One branch's state dict, from the public code's layout to ours.
+
+    ``backbone.*`` stays ``backbone.*``, ``dino_head.*`` becomes ``head.*``; prefixes of wrappers
+    (``module.``, ``_fsdp_wrapped_module.``) are dropped.
+
+    Args:
+        state: Tensors by name, without ``teacher.`` or ``student.``.
+
+    Raises:
+        CheckpointError: If a name is unknown, its value is not a tensor, or two names become one.
+    """
+    converted: dict[str, Tensor] = {}
+    origins: dict[str, str] = {}
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise CheckpointError(f'{name}: expected a tensor, found {type(value).__name__}')
+        new = _our_name(_unwrapped(name))
+        if new is None:
+            raise CheckpointError(f"{name}: not a weight of the public code's ViT or projection heads")
+        if new in converted:
+            raise CheckpointError(f'{origins[new]} and {name} are both {new}')
+        origins[new] = name
+        converted[new] = value[:, None] if new == 'backbone.mask_token' and value.dim() == 2 else value
+    return converted
+
+
+def _our_name(name: str) -> str | None:
+    for pattern, replacement in RULES.items():
+        if match := re.fullmatch(pattern, name):
+            return match.expand(replacement)
+    return None
+
+
+def _unwrapped(name: str) -> str:
+    return '.'.join(part for part in name.split('.') if part not in _WRAPPERS)
+
+
+def find_branches(checkpoint: Mapping[str, Any]) -> Branches:
+    """Teacher and student in a public checkpoint.
+
+    They may be nested (``{'teacher': {..}, 'student': {..}}``), or tensors called ``teacher.*`` and
+    ``student.*``, or the teacher's tensors alone; any of it may lie in ``'model'`` or ``'state_dict'``.
+
+    Raises:
+        CheckpointError: If there is no teacher, or tensors belong to neither branch.
+    """
+    ignored: list[str] = []
+    for box in ('state_dict', 'model'):
+        if isinstance(checkpoint.get(box), Mapping):
+            ignored += [name for name in checkpoint if name != box]
+            checkpoint = checkpoint[box]
+    found: dict[str, dict[str, Any]] = {}
+    strangers = []
+    for name, value in checkpoint.items():
+        branch, _, rest = _unwrapped(name).partition('.')
+        if isinstance(value, Mapping) and name in _BRANCHES:
+            found.setdefault(name, {}).update(value)
+        elif not isinstance(value, Tensor):
+            ignored.append(name)
+        elif branch in _BRANCHES:
+            # The name itself, less the branch: two that differ in wrappers only must not meet here.
+            found.setdefault(branch, {})[name.replace(f'{branch}.', '', 1)] = value
+        elif re.fullmatch(r'(dino|ibot_patch)_loss\b.*\bcenter', _unwrapped(name)):
+            ignored.append(name)  # running mean of the targets, which Sinkhorn-Knopp does not use
+        else:
+            strangers.append(name)
+    if strangers and not found:  # the teacher alone
+        found['teacher'] = {name: checkpoint[name] for name in strangers}
+    elif strangers:
+        raise CheckpointError(f'expected tensors teacher.* and student.*, found besides {shorten(strangers)}')
+    if not found.get('teacher'):
+        raise CheckpointError(f'expected a teacher, found only {shorten(checkpoint)}')
+    return Branches(found['teacher'], found.get('student') or None, ignored)
+
+
+def import_public_checkpoint(
+    config: str | os.PathLike | Config, path: str | os.PathLike, out: str | os.PathLike
+) -> ImportReport:
+    """Rewrite a checkpoint of the public code as one of poa_mm, for extraction, evaluation or ``load_from``.
+
+    Args:
+        config: Pre-training config whose ``model`` is the network that the checkpoint was trained with.
+        path: Public checkpoint, ``.pth`` or ``.safetensors``; see :func:`find_branches`.
+        out: Checkpoint to write. It appears complete or not at all.
+
+    Raises:
+        CheckpointError: If the file cannot be read, is none of the public code's, or does not fit the config.
+    """
+    config = config if isinstance(config, Config) else Config.fromfile(config)
+    model_config = dict(config.model)
+    if config.get('data_preprocessor') is not None:  # as mmengine's Runner does
+        model_config.setdefault('data_preprocessor', config.data_preprocessor)
+    branches = find_branches(read_checkpoint(path))
+    teacher = convert_public_state_dict(branches.teacher)
+    student = teacher if branches.student is None else convert_public_state_dict(branches.student)
+
+    model = _build(model_config)
+    state = model.state_dict()
+    for name, prefix, weights in (('teacher', 'teacher.', teacher), ('student', '', student)):
+        expected = {
+            key[len(prefix) :]: value
+            for key, value in state.items()
+            if key.startswith((f'{prefix}backbone.', f'{prefix}head.'))
+        }
+        check_state(expected, weights, f'{path}: {name}')
+        # A copy of its own type: public checkpoints may be in half precision.
+        state.update({prefix + key: value.to(expected[key].dtype).clone() for key, value in weights.items()})
+
+    entry = describe_supernet(model_config)
+    if model.deck is not None:
+        entry['deck'] = model.deck.state_dict()
+    meta = dict(
+        epoch=0,
+        iter=0,
+        cfg=config.pretty_text,
+        mmengine_version=mmengine.__version__,
+        poa_mm=__version__,
+        source=Path(path).name,
+        source_sha256=file_sha256(path),
+    )
+    checkpoint = {'meta': meta, 'state_dict': dict(state), 'message_hub': {}, SUPERNET_KEY: entry}
+    out = Path(out)
+    with StagedFiles(out.parent) as files:
+        files.add(out.name, lambda temporary: _save(checkpoint, temporary))
+    return ImportReport(branches.ignored, student_copied=branches.student is None)
+
+
+def _build(model_config: dict[str, Any]) -> POA:
+    try:
+        model = MODELS.build(model_config)
+    except Exception as error:  # whatever the classes that a config names may raise
+        raise CheckpointError(f'cannot build the model of the config: {error}') from error
+    if not isinstance(model, POA):
+        raise CheckpointError(f'expected a config whose model is POA, found {type(model).__name__}')
+    return model
+
+
+def _save(checkpoint: dict[str, Any], path: Path) -> None:
+    with path.open('wb') as file:  # given a path, torch.save would write the temporary name into the file
+        torch.save(checkpoint, file)

@@ -1,0 +1,65 @@
+"""Writing files all together or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+
+class StagedFiles:
+    """Files of one folder that appear together, complete, or not at all.
+
+    Each is written and synced under a temporary name beside its final one. Leaving the ``with`` block
+    renames them all; leaving it by an exception removes what was written. Usage::
+
+        with StagedFiles('out') as files:
+            files.add('a.json', lambda path: path.write_text('{}'))
+
+    Args:
+        folder: Where the files go; made if it is missing.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder)
+        self._staged: dict[Path, Path] = {}  # final name -> temporary name
+
+    def __enter__(self) -> StagedFiles:
+        self._new_folder = not self.folder.exists()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def add(self, name: str, write: Callable[[Path], object]) -> None:
+        """Let ``write(path)`` write the file that will be called ``name``."""
+        temporary = self.folder / f'.{name}.{os.getpid()}.tmp'
+        self._staged[self.folder / name] = temporary
+        write(temporary)
+        with temporary.open('rb+') as file:
+            os.fsync(file.fileno())
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        complete = False
+        try:
+            if kind is None:
+                self._rename()
+                complete = True
+        finally:
+            for temporary in self._staged.values():
+                temporary.unlink(missing_ok=True)
+            if not complete and self._new_folder:
+                with suppress(OSError):  # somebody else may have put a file there
+                    self.folder.rmdir()
+
+    def _rename(self) -> None:
+        new = [final for final in self._staged if not final.exists()]
+        try:
+            for final, temporary in self._staged.items():
+                os.replace(temporary, final)
+        except BaseException:
+            for final in new:
+                final.unlink(missing_ok=True)
+            raise

@@ -1,0 +1,142 @@
+"""Elastic layers and the one slicing rule that training and extraction share.
+
+Width travels with the activations: a layer reads the width in use off ``x.shape[-1]`` and computes
+with the leading slice of its parameters. No layer remembers a subnet. At full size the plain op runs.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def leading(tensor: Tensor, width: int) -> Tensor:
+    """The first ``width`` entries of the last dimension, as a view."""
+    return tensor[..., :width]
+
+
+class ElasticLayer:
+    """A module whose parameters can be cut to a part of its width."""
+
+    def sliced_state(self, ratio: Fraction) -> dict[str, Tensor]:
+        """Parameters of the plain layer that this layer is at ``ratio`` of its full width."""
+        raise NotImplementedError
+
+
+class ElasticLinear(nn.Linear, ElasticLayer):
+    """Linear layer that takes any leading part of its inputs.
+
+    With ``in`` of ``in_features`` inputs, it multiplies the leading slice of its weight by
+    ``alpha = in_features / in``, which keeps the scale of the outputs (POA, Sec. 3.2; the bias is
+    not scaled). The outputs are cut by the same ratio.
+
+    Args:
+        in_features: Inputs at full width.
+        out_features: Outputs at full width.
+        bias: Learn a bias. Default: True.
+        stacked: Number of matrices stacked along the outputs, each cut by itself: 3 for the
+            query, key and value of attention. Default: 1.
+        elastic_out: Cut the outputs too. False for the first layer of a head. Default: True.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        stacked: int = 1,
+        elastic_out: bool = True,
+    ):
+        super().__init__(in_features, out_features, bias)
+        self.stacked = stacked
+        self.elastic_out = elastic_out
+
+    def sliced(self, in_features: int) -> tuple[Tensor, Tensor | None, float]:
+        """Weight ``(out, in)``, bias ``(out,)`` and alpha in use for ``in_features`` inputs."""
+        alpha = self.in_features / in_features
+        weight, bias = leading(self.weight, in_features), self.bias
+        if self.elastic_out:
+            out = self.out_features * in_features // self.in_features // self.stacked
+            weight = weight.unflatten(0, (self.stacked, -1))[:, :out].flatten(0, 1)
+            if bias is not None:
+                bias = leading(bias.unflatten(0, (self.stacked, -1)), out).flatten()
+        return weight, bias, alpha
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., in)`` to ``(..., out)``."""
+        if x.shape[-1] == self.in_features:
+            return F.linear(x, self.weight, self.bias)
+        weight, bias, alpha = self.sliced(x.shape[-1])
+        return F.linear(x * alpha, weight, bias)
+
+    def sliced_state(self, ratio: Fraction) -> dict[str, Tensor]:
+        weight, bias, alpha = self.sliced(int(self.in_features * ratio))
+        state = {'weight': weight * alpha}
+        if bias is not None:
+            state['bias'] = bias.clone()
+        return state
+
+
+class ElasticLayerNorm(nn.LayerNorm, ElasticLayer):
+    """LayerNorm over however many channels arrive, with the leading slice of gain and bias.
+
+    Args:
+        width: Channels at full width.
+        eps: Added to the variance. Default: 1e-6.
+    """
+
+    def __init__(self, width: int, eps: float = 1e-6):
+        super().__init__(width, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., width)`` to the same."""
+        width = x.shape[-1]
+        if (width,) == self.normalized_shape:
+            return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+        return F.layer_norm(x, (width,), leading(self.weight, width), leading(self.bias, width), self.eps)
+
+    def sliced_state(self, ratio: Fraction) -> dict[str, Tensor]:
+        width = int(self.normalized_shape[0] * ratio)
+        return {'weight': leading(self.weight, width).clone(), 'bias': leading(self.bias, width).clone()}
+
+
+class ElasticLayerScale(nn.Module, ElasticLayer):
+    """Learned gain per channel of a residual branch (LayerScale), leading slice in use.
+
+    The parameter is called ``weight``, as in mmpretrain's LayerScale.
+
+    Args:
+        width: Channels at full width.
+        init_value: Initial gain. Default: 1e-5.
+    """
+
+    def __init__(self, width: int, init_value: float = 1e-5):
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((width,), float(init_value)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., width)`` to the same."""
+        return x * leading(self.weight, x.shape[-1])
+
+    def sliced_state(self, ratio: Fraction) -> dict[str, Tensor]:
+        return {'weight': leading(self.weight, int(len(self.weight) * ratio)).clone()}
+
+
+def sliced_state_dict(module: nn.Module, ratio: Fraction) -> dict[str, Tensor]:
+    """State dict of the plain counterpart of ``module`` at ``ratio`` of its full width.
+
+    The same slices that ``forward`` uses, alpha multiplied into the weights. Every parameter below
+    ``module`` has to belong to an :class:`ElasticLayer`, so that none is dropped unseen.
+    """
+    state = {}
+    with torch.no_grad():
+        for name, layer in module.named_modules():
+            if isinstance(layer, ElasticLayer):
+                prefix = f'{name}.' if name else ''
+                state.update({f'{prefix}{key}': value for key, value in layer.sliced_state(ratio).items()})
+    left = set(module.state_dict()) - set(state)
+    assert not left, f'parameters without a slicing rule: {sorted(left)}'
+    return state

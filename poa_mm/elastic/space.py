@@ -1,0 +1,102 @@
+"""All subnets of one supernet: enumerate, count, name, weigh."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import product
+
+from .subnet import Subnet
+
+
+class SubnetSpace:
+    """The product of some widths and some depths.
+
+    Iterating yields every :class:`Subnet`, by width and then by depth, the largest last.
+
+    Args:
+        widths: Valid widths, in any order.
+        depths: Valid depths, in any order.
+        aliases: Names of subnets, such as ``{'small': '384x12'}``. Default: none.
+
+    Raises:
+        ValueError: If widths or depths are empty, repeated or below one, or an alias lies outside.
+    """
+
+    def __init__(
+        self,
+        widths: Iterable[int],
+        depths: Iterable[int],
+        aliases: Mapping[str, Subnet | str] | None = None,
+    ):
+        self.widths = _checked_sizes('widths', widths)
+        self.depths = _checked_sizes('depths', depths)
+        self.aliases: dict[str, Subnet] = {}
+        for name, subnet in (aliases or {}).items():
+            self.aliases[name] = self.parse(subnet)
+
+    def __iter__(self) -> Iterator[Subnet]:
+        return (Subnet(width, depth) for width, depth in product(self.widths, self.depths))
+
+    def __len__(self) -> int:
+        return len(self.widths) * len(self.depths)
+
+    def __contains__(self, subnet: object) -> bool:
+        return isinstance(subnet, Subnet) and subnet.width in self.widths and subnet.depth in self.depths
+
+    def __repr__(self) -> str:
+        return f'SubnetSpace({self.describe()})'
+
+    @property
+    def smallest(self) -> Subnet:
+        return Subnet(self.widths[0], self.depths[0])
+
+    @property
+    def largest(self) -> Subnet:
+        return Subnet(self.widths[-1], self.depths[-1])
+
+    def describe(self) -> str:
+        """Widths, depths and aliases in one line, for messages."""
+        text = f'widths {", ".join(map(str, self.widths))}; depths {", ".join(map(str, self.depths))}'
+        if self.aliases:
+            text += '; aliases ' + ', '.join(f'{name}={subnet}' for name, subnet in self.aliases.items())
+        return text
+
+    def parse(self, subnet: Subnet | str) -> Subnet:
+        """The subnet that ``subnet`` names: ``"384x12"``, an alias, or a :class:`Subnet` itself.
+
+        Raises:
+            ValueError: If it is malformed or lies outside this space; the message names the valid ones.
+        """
+        found = self.aliases.get(subnet) if isinstance(subnet, str) else subnet
+        if found is None:
+            try:
+                found = Subnet.parse(subnet)
+            except ValueError as error:
+                raise ValueError(f'{error}; valid here: {self.describe()}') from None
+        if found not in self:
+            raise ValueError(f'subnet {found} is not in the space; valid here: {self.describe()}')
+        return found
+
+    def multiplicity(self, subnet: Subnet, select_scale: float = 3.0) -> int:
+        """Copies of ``subnet`` in the deck: ``round(sw * sd)``.
+
+        ``sw`` falls linearly from ``select_scale`` at the smallest width to 1 at the largest, ``sd``
+        likewise over the depths (``net_select_scale`` in the authors' code): small subnets share few
+        weights with the rest and need to be drawn more often.
+        """
+        subnet = self.parse(subnet)
+        by_width = _falling(self.widths.index(subnet.width), len(self.widths), select_scale)
+        by_depth = _falling(self.depths.index(subnet.depth), len(self.depths), select_scale)
+        return round(by_width * by_depth)
+
+
+def _falling(index: int, count: int, start: float) -> float:
+    """Value at ``index`` of ``count`` evenly spaced values from ``start`` down to 1."""
+    return start + (1 - start) * index / (count - 1) if count > 1 else 1.0
+
+
+def _checked_sizes(name: str, sizes: Iterable[int]) -> tuple[int, ...]:
+    values = list(sizes)
+    if not values or any(not isinstance(v, int) or v < 1 for v in values) or len(set(values)) < len(values):
+        raise ValueError(f'{name} must be distinct positive integers, at least one; got {values}')
+    return tuple(sorted(values))

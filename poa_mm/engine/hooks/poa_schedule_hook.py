@@ -1,0 +1,87 @@
+"""What changes in POA over a run, beside learning rate and weight decay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+
+@HOOKS.register_module()
+class POAScheduleHook(Hook):
+    """Schedules the teacher temperature, the patch loss and the freezing of the prototypes.
+
+    All lengths are in iterations. The temperature in force is logged as ``teacher_temp``.
+
+    Args:
+        teacher_temp: First and last temperature of the teacher, linear in between. Default: (0.04, 0.07).
+        teacher_temp_iters: Length of the ramp. Default: 0, the last value from the start.
+        patch_loss_start: First iteration with patch loss and masks. Default: 0.
+        freeze_prototypes_iters: Iterations in which the prototype layers keep their weights; needs
+            :class:`~poa_mm.engine.POAOptimWrapperConstructor`. Default: 0.
+
+    Raises:
+        ValueError: If a temperature is not positive or a length is negative.
+    """
+
+    def __init__(
+        self,
+        teacher_temp: Sequence[float] = (0.04, 0.07),
+        teacher_temp_iters: int = 0,
+        patch_loss_start: int = 0,
+        freeze_prototypes_iters: int = 0,
+    ):
+        if len(teacher_temp) != 2 or min(teacher_temp) <= 0:
+            raise ValueError(f'teacher_temp {teacher_temp} must be two positive numbers')
+        lengths = dict(
+            teacher_temp_iters=teacher_temp_iters,
+            patch_loss_start=patch_loss_start,
+            freeze_prototypes_iters=freeze_prototypes_iters,
+        )
+        if min(lengths.values()) < 0:
+            raise ValueError(f'lengths must not be negative; got {lengths}')
+        self.teacher_temp = tuple(teacher_temp)
+        self.teacher_temp_iters = teacher_temp_iters
+        self.patch_loss_start = patch_loss_start
+        self.freeze_prototypes_iters = freeze_prototypes_iters
+        self._frozen: list[tuple[dict, float]] = []
+
+    def teacher_temp_at(self, iteration: int) -> float:
+        """Teacher temperature at ``iteration``; the ramp's last value is at ``teacher_temp_iters - 1``."""
+        start, end = self.teacher_temp
+        if iteration >= self.teacher_temp_iters - 1:
+            return end
+        return start + (end - start) * iteration / (self.teacher_temp_iters - 1)
+
+    def before_train(self, runner: Runner) -> None:
+        """Check that there are prototypes to freeze.
+
+        Raises:
+            ValueError: If freezing is asked for and no parameter group is marked.
+        """
+        groups = runner.optim_wrapper.param_groups
+        if self.freeze_prototypes_iters and not any(group.get('prototypes') for group in groups):
+            raise ValueError(
+                'freeze_prototypes_iters needs parameter groups marked by constructor=POAOptimWrapperConstructor'
+            )
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
+        """Set the values of this iteration."""
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model.teacher_temp = self.teacher_temp_at(runner.iter)
+        model.patch_loss_active = runner.iter >= self.patch_loss_start
+        runner.message_hub.update_scalar('train/teacher_temp', model.teacher_temp)
+        if runner.iter < self.freeze_prototypes_iters:
+            for group in runner.optim_wrapper.param_groups:
+                if group.get('prototypes'):
+                    self._frozen.append((group, group['lr']))
+                    group['lr'] = 0.0
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Give frozen groups their learning rate back, from which the schedulers compute the next one."""
+        for group, lr in self._frozen:
+            group['lr'] = lr
+        self._frozen.clear()

@@ -1,0 +1,43 @@
+"""Checkpoints that say what they hold."""
+
+from __future__ import annotations
+
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from ..checkpoint import SUPERNET_KEY, describe_supernet
+
+
+@HOOKS.register_module()
+class SupernetCheckpointHook(Hook):
+    """Writes into each checkpoint, as plain data, the network's description and the state of the deck.
+
+    With the description, extraction and evaluation need no config and execute nothing. The deck is
+    seeded with the run's seed and goes on where it was after a resume, on every rank.
+    """
+
+    def before_run(self, runner: Runner) -> None:
+        """Seed the deck."""
+        deck = self._deck(runner)
+        if deck is not None and runner.seed is not None:
+            deck.seed = runner.seed
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Add the entry ``poa``. Runs on rank 0 only, where the deck's state is that of all ranks."""
+        deck = self._deck(runner)
+        entry = describe_supernet(runner.cfg.model)
+        checkpoint[SUPERNET_KEY] = entry | ({'deck': deck.state_dict()} if deck is not None else {})
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Restore the deck."""
+        deck = self._deck(runner)
+        state = checkpoint.get(SUPERNET_KEY, {}).get('deck')
+        if deck is not None and state is not None:
+            deck.load_state_dict(state)
+
+    @staticmethod
+    def _deck(runner: Runner):
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        return model.deck

@@ -1,0 +1,3 @@
+from .multi_prototype_head import MultiPrototypeHead
+
+__all__ = ['MultiPrototypeHead']

@@ -1,0 +1,74 @@
+"""From teacher logits to targets that cannot collapse onto a few prototypes."""
+
+from __future__ import annotations
+
+import torch
+from mmengine.dist import all_reduce
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+
+@MODELS.register_module()
+class SinkhornKnopp(nn.Module):
+    """Sinkhorn-Knopp centring over the global batch.
+
+    Alternately scales ``exp(logits / temperature)`` so that every prototype gets an equal share of all
+    samples of all ranks and every sample's target sums to one (SwAV, Sec. 3.1; used by POA, Sec. 3.3).
+
+    Args:
+        iterations: Rounds of scaling. Default: 3.
+        num_prototypes: Not used; for the same interface as :class:`MeanCentering`.
+    """
+
+    def __init__(self, iterations: int = 3, num_prototypes: int | None = None):
+        super().__init__()
+        if iterations < 1:
+            raise ValueError(f'iterations {iterations} is below 1')
+        self.iterations = iterations
+
+    @torch.no_grad()
+    def forward(self, logits: Tensor, temperature: float) -> Tensor:
+        """Targets ``(N, K)`` in float32, rows summing to one, of teacher logits ``(N, K)``.
+
+        ``N`` may be zero on some ranks: they still take part in the exchange.
+        """
+        logits = logits.float() / temperature
+        # One common shift cancels in the first scaling and keeps exp() finite at any temperature.
+        peak = logits.max() if len(logits) else logits.new_tensor(-torch.inf)
+        all_reduce(peak, op='max')
+        q = torch.exp(logits - peak)
+        tiny = torch.finfo(q.dtype).tiny
+        for _ in range(self.iterations):
+            share = q.sum(dim=0)
+            all_reduce(share)
+            q /= share.clamp_(min=tiny)  # every prototype: one in all over the global batch
+            q /= q.sum(dim=1, keepdim=True).clamp_(min=tiny)  # every sample: one
+        return q
+
+
+@MODELS.register_module()
+class MeanCentering(nn.Module):
+    """Plain centring: ``softmax((logits - centre) / temperature)`` with a running mean as the centre.
+
+    The centre is an exponential moving average of the mean logits of the global batch (DINO, Sec. 3.1).
+
+    Args:
+        num_prototypes: Prototypes of the head.
+        momentum: Of the moving average. Default: 0.9.
+    """
+
+    def __init__(self, num_prototypes: int, momentum: float = 0.9):
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer('centre', torch.zeros(1, num_prototypes))
+
+    @torch.no_grad()
+    def forward(self, logits: Tensor, temperature: float) -> Tensor:
+        """Targets ``(N, K)`` in float32 of teacher logits ``(N, K)``; then moves the centre."""
+        logits = logits.float()
+        targets = torch.softmax((logits - self.centre) / temperature, dim=1)
+        total = torch.cat([logits.sum(dim=0), logits.new_tensor([len(logits)])])
+        all_reduce(total)
+        if total[-1] > 0:
+            self.centre.lerp_((total[:-1] / total[-1]).unsqueeze(0), 1 - self.momentum)
+        return targets

@@ -1,0 +1,74 @@
+"""The batch contract between the multi-crop pipeline and POA."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class MultiCropBatch(NamedTuple):
+    """Views of ``B`` images, crop-major: all first crops, then all second crops, and so on.
+
+    Args:
+        global_views: ``(2 * B, C, H, W)``.
+        local_views: ``(L * B, C, h, w)``; None without local crops.
+        masks: Masked patches of the global views, boolean ``(2 * B, N)``, all False when there are none.
+    """
+
+    global_views: Tensor
+    local_views: Tensor | None
+    masks: Tensor
+
+    @classmethod
+    def collate(
+        cls, inputs: Sequence[Tensor], data_samples: Sequence | None, mask_grid: tuple[int, int], masked: bool
+    ) -> MultiCropBatch:
+        """Check and stack what the pipeline delivers.
+
+        Args:
+            inputs: Views, each ``(B, C, H, W)``: two global crops of one size, then any number of local
+                crops of one size.
+            data_samples: One sample for each image, whose ``mask`` is boolean ``(2, rows, columns)``, one
+                mask for each global crop. Not looked at unless ``masked``.
+            mask_grid: The rows and columns that the backbone expects.
+            masked: Whether masks take effect.
+
+        Raises:
+            TypeError: If ``inputs`` is not a sequence of tensors.
+            ValueError: If a shape breaks the contract or a mask is missing.
+        """
+        if not isinstance(inputs, (list, tuple)) or not all(isinstance(view, Tensor) for view in inputs):
+            raise TypeError(f'inputs must be a list of views, tensors (B, C, H, W); got {type(inputs).__name__}')
+        shapes = [tuple(view.shape) for view in inputs]
+        if len(inputs) < 2 or len(set(shapes[:2])) != 1 or len(shapes[0]) != 4:
+            raise ValueError(f'the first two views must be global crops of one shape (B, C, H, W); got {shapes}')
+        if len(set(shapes[2:])) > 1 or any(shape[:2] != shapes[0][:2] for shape in shapes[2:]):
+            raise ValueError(f'the views from the third on must be local crops of one shape (B, C, h, w); got {shapes}')
+        global_views = torch.cat(list(inputs[:2]))
+        if masked:
+            masks = _stack_masks(data_samples, len(inputs[0]), mask_grid).to(global_views.device)
+        else:
+            masks = global_views.new_zeros(len(global_views), mask_grid[0] * mask_grid[1], dtype=torch.bool)
+        return cls(global_views, torch.cat(list(inputs[2:])) if len(inputs) > 2 else None, masks)
+
+
+def _stack_masks(data_samples: Sequence | None, batch: int, mask_grid: tuple[int, int]) -> Tensor:
+    """Masks of all samples, crop-major ``(2 * B, N)``."""
+    if data_samples is None or len(data_samples) != batch:
+        found = 'none' if data_samples is None else len(data_samples)
+        raise ValueError(f'{batch} data samples with a mask are needed, one for each image; got {found}')
+    masks = []
+    for sample in data_samples:
+        mask = sample.get('mask')
+        if mask is None:
+            raise ValueError('a data sample has no mask: add BlockMask to the pipeline or set patch_weight=0')
+        if tuple(mask.shape) != (2, *mask_grid) or mask.dtype != torch.bool:
+            raise ValueError(
+                f'mask of shape {tuple(mask.shape)} and {mask.dtype} must be boolean {(2, *mask_grid)}, '
+                'two global crops by the grid of the backbone'
+            )
+        masks.append(mask.flatten(1))
+    return torch.stack(masks, dim=1).flatten(0, 1)  # (2, B, N) -> (2B, N)

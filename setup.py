@@ -1,0 +1,35 @@
+"""Packaging; the pins of both stacks live in requirements/."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+
+def requirements(name: str) -> list[str]:
+    """Lines of requirements/NAME.txt without comments."""
+    lines = (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines()
+    return [line for line in lines if line and not line.startswith('#')]
+
+
+def version() -> str:
+    scope: dict = {}
+    exec((ROOT / 'poa_mm' / 'version.py').read_text(), scope)
+    return scope['__version__']
+
+
+setup(
+    name='poa_mm',
+    version=version(),
+    description='POA for OpenMMLab: pre-train one network without labels, get every size of it',
+    long_description=(ROOT / 'README.md').read_text(),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    license_files=['LICENSE'],
+    python_requires='>=3.10,<3.13',
+    packages=find_packages(include=['poa_mm', 'poa_mm.*']),
+    install_requires=requirements('runtime'),
+    # mmcv's C++ ops must be compiled without build isolation: see README, "Install".
+    extras_require={name: requirements(name) for name in ('onedl', 'openmmlab', 'dev')},
+)

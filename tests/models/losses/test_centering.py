@@ -1,0 +1,176 @@
+import pytest
+import torch
+from mmengine.registry import MODELS
+from torch import distributed, multiprocessing
+from torch.testing import assert_close
+
+from poa_mm.models import MeanCentering, SinkhornKnopp
+
+CENTERINGS = {'sinkhorn': lambda k: SinkhornKnopp(), 'mean': MeanCentering}
+
+
+def sinkhorn_by_hand(logits, temperature, iterations):
+    """As the papers write it: total one; prototypes to 1 / K each, samples to 1 / N each; samples to one at last."""
+    q = torch.exp(logits.double() / temperature)
+    samples, prototypes = q.shape
+    q = q / q.sum()
+    for _ in range(iterations):
+        for k in range(prototypes):
+            q[:, k] = q[:, k] / q[:, k].sum() / prototypes
+        for n in range(samples):
+            q[n] = q[n] / q[n].sum() / samples
+    return (q * samples).float()
+
+
+@pytest.mark.parametrize('iterations', [1, 3, 10])
+@pytest.mark.parametrize('temperature', [0.04, 0.07, 1.0])
+def test_sinkhorn_by_hand(iterations, temperature):
+    logits = torch.rand(6, 4) * 2 - 1
+    targets = SinkhornKnopp(iterations)(logits, temperature)
+    assert_close(targets, sinkhorn_by_hand(logits, temperature, iterations), rtol=1e-4, atol=1e-6)
+
+
+def test_default_is_three_iterations():
+    logits = torch.randn(6, 4)
+    assert torch.equal(SinkhornKnopp()(logits, 0.5), SinkhornKnopp(3)(logits, 0.5))
+
+
+@pytest.mark.parametrize('iterations', [1, 3, 100])
+def test_every_sample_sums_to_one(iterations):
+    targets = SinkhornKnopp(iterations)(torch.randn(32, 8), 0.2)
+    assert_close(targets.sum(dim=1), torch.ones(32), rtol=0, atol=1e-6)
+    assert (targets >= 0).all()
+
+
+def test_prototypes_balance_with_more_iterations():
+    """Every prototype's share tends to N / K, whatever its head start."""
+    logits = torch.randn(32, 8) + torch.arange(8.0)
+    off = [(SinkhornKnopp(n)(logits, 0.5).sum(dim=0) - 4).abs().max().item() for n in (1, 3, 10, 300)]
+    assert off == sorted(off, reverse=True)
+    assert off[0] > 0.1 and off[-1] < 1e-2
+
+
+@pytest.mark.parametrize('num_rows, num_prototypes', [(8, 4), (4, 8), (1, 8)])
+@pytest.mark.parametrize('scale, temperature', [(1.0, 0.04), (1e4, 0.04), (1e30, 1.0), (1.0, 1e-6)])
+def test_sinkhorn_stays_finite(num_rows, num_prototypes, scale, temperature):
+    targets = SinkhornKnopp()(scale * torch.randn(num_rows, num_prototypes), temperature)
+    assert targets.isfinite().all()
+    assert (targets.sum(dim=1) <= 1 + 1e-5).all()
+
+
+def test_common_shift_of_all_logits_does_not_matter():
+    logits = torch.randn(8, 4)
+    assert_close(SinkhornKnopp()(logits + 1000, 0.5), SinkhornKnopp()(logits, 0.5), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize('make', CENTERINGS.values(), ids=CENTERINGS)
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_low_precision_gives_float32(make, dtype):
+    logits = torch.randn(8, 4).to(dtype)
+    targets = make(4)(logits, 0.07)
+    assert targets.dtype == torch.float32
+    assert_close(targets, make(4)(logits.float(), 0.07))
+
+
+@pytest.mark.parametrize('make', CENTERINGS.values(), ids=CENTERINGS)
+def test_no_rows(make):
+    centering = make(4)
+    targets = centering(torch.randn(0, 4), 0.07)
+    assert targets.shape == (0, 4) and targets.dtype == torch.float32
+    assert all(buffer.isfinite().all() for buffer in centering.buffers())
+
+
+@pytest.mark.parametrize('make', CENTERINGS.values(), ids=CENTERINGS)
+def test_input_is_left_alone_and_no_gradient_flows(make):
+    logits = torch.randn(8, 4, requires_grad=True)
+    before = logits.detach().clone()
+    assert not make(4)(logits, 0.07).requires_grad
+    assert torch.equal(logits, before)
+
+
+@pytest.mark.parametrize('iterations', [0, -1])
+def test_too_few_iterations_are_refused(iterations):
+    with pytest.raises(ValueError, match=f'iterations {iterations} is below 1'):
+        SinkhornKnopp(iterations)
+
+
+def test_mean_centering_by_hand():
+    """The centre in force is that of the steps before; it follows the mean logits of each batch."""
+    centering = MeanCentering(4, momentum=0.75)
+    centre = torch.zeros(4)
+    for _ in range(3):
+        logits = torch.randn(8, 4) + 2
+        expected = torch.softmax((logits - centre) / 0.5, dim=1)
+        assert_close(centering(logits, 0.5), expected)
+        centre = 0.75 * centre + 0.25 * logits.mean(dim=0)
+        assert_close(centering.centre, centre.unsqueeze(0))
+
+
+def test_mean_centering_without_rows_keeps_the_centre():
+    centering = MeanCentering(4)
+    centering(torch.ones(2, 4), 0.5)
+    centre = centering.centre.clone()
+    centering(torch.ones(0, 4), 0.5)
+    assert torch.equal(centering.centre, centre)
+
+
+def test_the_centre_is_part_of_the_checkpoint():
+    centering = MeanCentering(4)
+    centering(torch.randn(8, 4), 0.5)
+    other = MeanCentering(4)
+    other.load_state_dict(centering.state_dict())
+    assert torch.equal(other.centre, centering.centre)
+    assert not SinkhornKnopp().state_dict()
+
+
+@pytest.mark.parametrize('kind', ['SinkhornKnopp', 'MeanCentering'])
+def test_both_are_built_alike(kind):
+    centering = MODELS.build(dict(type=kind, num_prototypes=4))
+    assert centering(torch.randn(3, 4), 0.07).shape == (3, 4)
+
+
+# --- over two processes ---
+
+SPLITS = {'even': 4, 'uneven': 5, 'all on one rank': 8}
+
+
+def center_shard(rank, folder, logits):
+    """What rank ``rank`` of two computes of its rows, for every centring and every split of the batch."""
+    init = f'file://{folder}/rendezvous'
+    distributed.init_process_group('gloo', init_method=init, rank=rank, world_size=2)
+    results = {}
+    for name, make in CENTERINGS.items():
+        for split, first in SPLITS.items():
+            centering = make(logits.shape[1])
+            shard = logits[:first] if rank == 0 else logits[first:]
+            targets = [centering(shard, 0.2) for _ in range(2)]
+            results[name, split] = targets, dict(centering.named_buffers())
+        results[name, 'nobody has rows'] = make(logits.shape[1])(logits[:0], 0.2).shape
+    torch.save(results, f'{folder}/rank{rank}.pt')
+    distributed.destroy_process_group()
+
+
+@pytest.fixture(scope='module')
+def shards(tmp_path_factory):
+    """Eight rows of logits, and the results of both ranks."""
+    folder = tmp_path_factory.mktemp('two_ranks')
+    logits = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    multiprocessing.spawn(center_shard, (str(folder), logits), nprocs=2)
+    return logits, [torch.load(folder / f'rank{rank}.pt') for rank in range(2)]
+
+
+@pytest.mark.parametrize('split', SPLITS)
+@pytest.mark.parametrize('name', CENTERINGS)
+def test_sharded_batch_gives_what_the_whole_batch_gives(shards, name, split):
+    logits, (first, second) = shards
+    centering = CENTERINGS[name](4)
+    expected = [centering(logits, 0.2) for _ in range(2)]
+    for step in range(2):
+        assert_close(torch.cat([first[name, split][0][step], second[name, split][0][step]]), expected[step])
+    for shard in (first, second):
+        assert_close(shard[name, split][1], dict(centering.named_buffers()))
+
+
+@pytest.mark.parametrize('name', CENTERINGS)
+def test_sharded_batch_without_rows(shards, name):
+    assert [shard[name, 'nobody has rows'] for shard in shards[1]] == [(0, 4), (0, 4)]

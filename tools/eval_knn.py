@@ -1,0 +1,63 @@
+"""Score the subnets of a pre-trained supernet by k-nearest neighbours."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.device import get_device
+from mmengine.dist import is_main_process
+from mmengine.registry import init_default_scope
+
+from poa_mm.engine.checkpoint import load_teacher
+from poa_mm.engine.launch import init_distributed
+from poa_mm.evaluation import evaluate_knn, print_table, save_report
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help="config file with the entries 'model' and 'knn'")
+    parser.add_argument('checkpoint', help='checkpoint of the pre-training')
+    parser.add_argument(
+        '--subnets', nargs='+', default=['all'], metavar='SUBNET', help='such as 384x12 or small (default: all)'
+    )
+    parser.add_argument('-o', '--out', metavar='DIR', help='where the report goes (default: WORK_DIR/knn)')
+    parser.add_argument(
+        '--launcher', choices=('none', 'pytorch', 'slurm'), default='none', help='how processes were started'
+    )
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override the config, key=value')
+    parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    cfg = Config.fromfile(args.config)
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    backbone_cfg = cfg.get('model', ConfigDict()).get('backbone')
+    if backbone_cfg is None:
+        raise ValueError(f"{args.config} has no 'model.backbone'")
+    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
+    init_distributed(args.launcher)
+
+    backbone, _ = load_teacher(args.checkpoint, backbone_cfg)
+    results = evaluate_knn(cfg, backbone.to(get_device()), None if 'all' in args.subnets else args.subnets)
+    if is_main_process():
+        work_dir = cfg.get('work_dir') or Path('work_dirs', Path(args.config).stem)
+        paths = save_report(results, args.out or Path(work_dir, 'knn'))
+        print_table(results)
+        print('wrote', *paths)
+
+
+def main() -> None:
+    try:
+        evaluate(parse_args())
+    except (ValueError, OSError) as error:  # what users get wrong, in one line
+        print(f'eval_knn: {" ".join(str(error).split())}', file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,91 @@
+#!/usr/bin/env bash
+# Makes the Python environment of one stack, once, and prints its path as the last line.
+#
+#   tools/make_env.sh [onedl|openmmlab]
+#
+# The environment lives outside the checkout, under a name that hashes all that defines it:
+# changed pins make a new one, an unchanged environment is found again at once.
+#
+#   POA_MM_ENVS   where environments are kept   (default: ~/.cache/poa_mm/envs)
+#   PYTHON        interpreter to build on       (default: python3.11, 3.10, 3.12, then python3)
+#   MAX_JOBS      compiler processes            (default: number of processors)
+set -euo pipefail
+
+stack=${1:-${STACK:-onedl}}
+root=$(cd "$(dirname "$0")/.." && pwd)
+requirements=$root/requirements
+envs=${POA_MM_ENVS:-$HOME/.cache/poa_mm/envs}
+needed_gib=14
+
+die() { echo "make_env: $*" >&2; exit 1; }
+say() { echo "make_env: $*" >&2; }
+
+case $stack in
+  onedl) pythons="3.11 3.10 3.12" mmcv=onedl-mmcv ;;
+  openmmlab) pythons="3.11 3.10" mmcv=mmcv ;;
+  *) die "unknown stack '$stack'; valid: onedl, openmmlab" ;;
+esac
+
+# --- interpreter -------------------------------------------------------------------------
+find_python() {
+  local candidate version
+  for candidate in ${PYTHON:-$(printf 'python%s ' $pythons) python3}; do
+    version=$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
+    case " $pythons " in *" $version "*) echo "$candidate"; return ;; esac
+  done
+  return 1
+}
+python=$(find_python) || die "stack '$stack' needs Python ${pythons// / or }; none found (set PYTHON=/path/to/python)"
+
+# --- is it there already? ----------------------------------------------------------------
+files=("$requirements/$stack.txt" "$requirements/$stack-build.txt" "$requirements/runtime.txt" "$requirements/dev.txt")
+key=$({ cat "${files[@]}" "$0"; "$python" -VV; uname -sm; } | sha256sum | cut -c1-12)
+env=$envs/$stack-$key
+ready=$env/.ready
+if [ -f "$ready" ]; then echo "$env"; exit 0; fi
+
+# --- early, in words: what would make the build fail later --------------------------------
+command -v g++ >/dev/null && command -v gcc >/dev/null ||
+  die "gcc and g++ are needed to compile mmcv's ops (Debian/Ubuntu: apt-get install build-essential)"
+header=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include") + "/Python.h")')
+[ -f "$header" ] || die "Python headers are missing: $header (Debian/Ubuntu: apt-get install python3-dev)"
+mkdir -p "$envs"
+free_gib=$(df -Pk "$envs" | awk 'NR==2 {print int($4 / 1048576)}')
+[ "$free_gib" -ge $needed_gib ] ||
+  die "$envs has $free_gib GiB free, $needed_gib GiB are needed (set POA_MM_ENVS to a larger disk)"
+
+exec 9>"$envs/$stack-$key.lock"
+flock 9  # a second call waits for the first instead of building beside it
+if [ -f "$ready" ]; then echo "$env"; exit 0; fi
+
+# --- build -------------------------------------------------------------------------------
+log=$envs/$stack-$key.log
+say "building stack '$stack' in $env"
+say "about 10 minutes, plus 20 to compile mmcv's ops on 2 cores where no wheel is at hand; log: $log"
+start=$(date +%s)
+rm -rf "$env"
+"$python" -m venv "$env" || die "'$python -m venv' failed (Debian/Ubuntu: apt-get install python3-venv)"
+step() {
+  say "[$(($(date +%s) - start)) s] $1"; shift
+  "$@" >>"$log" 2>&1 9>&- || { tail -n 25 "$log" >&2; die "failed: $* (whole log: $log)"; }
+}
+: >"$log"
+pip=("$env/bin/python" -m pip install --disable-pip-version-check --progress-bar off)
+pinned=$(sed '/^#/d' "$requirements/$stack.txt")
+
+step "pip and build tools" "${pip[@]}" 'pip>=23.3,<26' -r "$requirements/$stack-build.txt"
+step "torch" "${pip[@]}" $(grep -E '^(torch|torchvision|numpy)[=<]' <<<"$pinned")
+# Build isolation or a cached wheel of another build would give an mmcv without ops, silently.
+export MAX_JOBS=${MAX_JOBS:-$(nproc)} MMCV_WITH_OPS=1
+step "mmcv with its C++ ops" "${pip[@]}" --no-cache-dir --no-build-isolation "$(grep -E "^$mmcv==" <<<"$pinned")"
+# --no-build-isolation: what comes as source is built with the pinned setuptools.
+step "OpenMMLab and tools" "${pip[@]}" --no-build-isolation "${files[@]/#/-r}"
+step "check" "$env/bin/python" -c "
+import torch, mmengine, mmdet, mmseg, mmpretrain
+from mmcv.ops import nms
+boxes = torch.tensor([[0., 0, 2, 2], [0, 0, 2, 2]])
+assert len(nms(boxes, torch.tensor([.9, .8]), .5)[1]) == 1, 'mmcv.ops.nms is wrong'
+"
+touch "$ready"
+say "ready after $(($(date +%s) - start)) s"
+echo "$env"
