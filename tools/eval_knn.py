@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
 from mmengine.registry import init_default_scope
@@ -36,7 +36,7 @@ def evaluate(args: argparse.Namespace) -> None:
     cfg = Config.fromfile(args.config)
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
-    backbone_cfg = cfg.get('model', ConfigDict()).get('backbone')
+    backbone_cfg = (cfg.get('model') or {}).get('backbone')
     if backbone_cfg is None:
         raise ValueError(f"{args.config} has no 'model.backbone'")
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))

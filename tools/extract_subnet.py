@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
 
     if args.list:
         rows = [
-            (str(row.subnet), ', '.join(row.aliases), f'{row.params / 1e6:.2f}', f'{row.flops / 1e9:.2f}')
+            (str(row.subnet), ', '.join(row.aliases), f'{row.params / 1e6:.3g}', f'{row.flops / 1e9:.3g}')
             for row in list_subnets(args.checkpoint)
         ]
         print_table(args.checkpoint, ('subnet', 'name', 'params (M)', 'GFLOPs'), rows)
@@ -63,8 +63,8 @@ def run(args: argparse.Namespace) -> None:
         (
             entry['subnet'],
             entry['file'],
-            f'{entry["params"] / 1e6:.2f}',
-            f'{entry["flops"] / 1e9:.2f}',
+            f'{entry["params"] / 1e6:.3g}',
+            f'{entry["flops"] / 1e9:.3g}',
             'not verified' if entry['max_abs_diff'] is None else f'{entry["max_abs_diff"]:.1e}',
         )
         for entry in entries

@@ -23,4 +23,4 @@ log_processor = dict(by_epoch=False, window_size=50)
 log_level = 'INFO'
 load_from = None
 resume = False
-randomness = dict(seed=0)
+randomness = dict(seed=0, diff_rank_seed=True)

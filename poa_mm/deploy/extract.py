@@ -67,7 +67,9 @@ def list_subnets(checkpoint: str | os.PathLike) -> list[SubnetRow]:
     backbone, _ = load_teacher(checkpoint)
     space = backbone.space
     return [
-        SubnetRow(subnet, tuple(name for name, named in space.aliases.items() if named == subnet), *backbone.cost(subnet))
+        SubnetRow(
+            subnet, tuple(name for name, named in space.aliases.items() if named == subnet), *backbone.cost(subnet)
+        )
         for subnet in space
     ]
 
@@ -112,7 +114,7 @@ def extract_subnets(
     backbone, description = load_teacher(checkpoint)
     space = backbone.space
     chosen = list(dict.fromkeys(map(space.parse, space if subnets is None else subnets)))
-    origin = dict(source=Path(checkpoint).name, source_sha256=file_sha256(checkpoint), poa_mm=__version__)
+    origin = {'source': Path(checkpoint).name, 'source_sha256': file_sha256(checkpoint), 'poa_mm': __version__}
     manifest = _read_manifest(Path(out_dir) / MANIFEST, origin)
 
     entries = []
@@ -132,9 +134,9 @@ def extract_subnets(
                 max_abs_diff=difference,
             )
             entries.append(entry)
-            meta = dict(origin, subnet=str(subnet))
+            meta = {'subnet': entry['subnet'], **origin}
             files.add(entry['file'], lambda path: _write_weights(path, format, state, meta))  # noqa: B023
-            text = _config_text(entry, config, description['data_preprocessor'])
+            text = _config_text(entry, config, description.get('data_preprocessor', {}))
             files.add(f'poa_{subnet}.py', lambda path: path.write_text(text, encoding='utf-8'))  # noqa: B023
         manifest |= {entry['file']: entry for entry in entries}
         ordered = sorted(manifest.values(), key=lambda entry: (Subnet.parse(entry['subnet']), entry['format']))
@@ -157,7 +159,8 @@ def compare_with_supernet(
     Raises:
         CheckpointError: If it is not within ``TOLERANCE``.
     """
-    network = MODELS.build(dict(config, out_type='raw')).eval()
+    network = MODELS.build(dict(config, out_type='raw'))
+    network.eval()  # mmpretrain's returns None
     network.load_state_dict(state)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, backbone.in_channels, *backbone.img_size, generator=generator)
@@ -208,5 +211,7 @@ def _read_manifest(path: Path, origin: Mapping[str, str]) -> dict[str, dict[str,
         raise CheckpointError(f'{path}: expected the manifest of extracted subnets, found another file') from error
     here = f'{origin["source"]} (SHA-256 {origin["source_sha256"]})'
     if any(entry['source_sha256'] != origin['source_sha256'] for entry in entries.values()):
-        raise CheckpointError(f'{path.parent} holds subnets of {", ".join(sorted(others))}, not of {here}; choose another')
+        raise CheckpointError(
+            f'{path.parent} holds subnets of {", ".join(sorted(others))}, not of {here}; choose another'
+        )
     return entries

@@ -130,7 +130,7 @@ def find_branches(checkpoint: Mapping[str, Any]) -> Branches:
     found: dict[str, dict[str, Any]] = {}
     strangers = []
     for name, value in checkpoint.items():
-        branch, _, rest = _unwrapped(name).partition('.')
+        branch = _unwrapped(name).split('.')[0]
         if isinstance(value, Mapping) and name in _BRANCHES:
             found.setdefault(name, {}).update(value)
         elif not isinstance(value, Tensor):
@@ -138,7 +138,7 @@ def find_branches(checkpoint: Mapping[str, Any]) -> Branches:
         elif branch in _BRANCHES:
             # The name itself, less the branch: two that differ in wrappers only must not meet here.
             found.setdefault(branch, {})[name.replace(f'{branch}.', '', 1)] = value
-        elif re.fullmatch(r'(dino|ibot_patch)_loss\b.*\bcenter', _unwrapped(name)):
+        elif re.fullmatch(r'(dino|ibot_patch)_loss\w*(\.\w+)*\.center', _unwrapped(name)):
             ignored.append(name)  # running mean of the targets, which Sinkhorn-Knopp does not use
         else:
             strangers.append(name)
@@ -187,15 +187,15 @@ def import_public_checkpoint(
     entry = describe_supernet(model_config)
     if model.deck is not None:
         entry['deck'] = model.deck.state_dict()
-    meta = dict(
-        epoch=0,
-        iter=0,
-        cfg=config.pretty_text,
-        mmengine_version=mmengine.__version__,
-        poa_mm=__version__,
-        source=Path(path).name,
-        source_sha256=file_sha256(path),
-    )
+    meta = {
+        'epoch': 0,
+        'iter': 0,
+        'cfg': config.pretty_text,
+        'mmengine_version': mmengine.__version__,
+        'poa_mm': __version__,
+        'source': Path(path).name,
+        'source_sha256': file_sha256(path),
+    }
     checkpoint = {'meta': meta, 'state_dict': dict(state), 'message_hub': {}, SUPERNET_KEY: entry}
     out = Path(out)
     with StagedFiles(out.parent) as files:

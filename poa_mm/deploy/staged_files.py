@@ -35,7 +35,10 @@ class StagedFiles:
         """Let ``write(path)`` write the file that will be called ``name``."""
         temporary = self.folder / f'.{name}.{os.getpid()}.tmp'
         self._staged[self.folder / name] = temporary
+        temporary.touch()
+        mode = temporary.stat().st_mode
         write(temporary)
+        temporary.chmod(mode)  # safetensors makes files that only their owner may read
         with temporary.open('rb+') as file:
             os.fsync(file.fileno())
 

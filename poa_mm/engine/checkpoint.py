@@ -36,7 +36,7 @@ class _Inert:
         pass
 
 
-_REBUILD = ('_rebuild_tensor', '_rebuild_tensor_v2', '_rebuild_parameter', '_rebuild_parameter_with_state')
+_REBUILD = ('_rebuild_tensor', '_rebuild_tensor_v2', '_rebuild_parameter')
 _PLAIN = {
     'collections.OrderedDict': OrderedDict,
     'torch.Size': torch.Size,
@@ -56,6 +56,8 @@ _HARMLESS = {
     'numpy._core.multiarray._reconstruct',
     'numpy._core.multiarray.scalar',
     '_codecs.encode',  # the bytes of a numpy array
+    'builtins.getattr',  # how a HistoryBuffer names its methods; never the real one
+    '__builtin__.getattr',
     'argparse.Namespace',
     'pathlib.PosixPath',
     'pathlib.WindowsPath',
@@ -231,7 +233,8 @@ def load_teacher(
         raise CheckpointError(f'{path}: expected weights {TEACHER}*, found only {shorten(weights)}')
     check_state(backbone.state_dict(), teacher, f'{path}: {TEACHER}*')
     backbone.load_state_dict(teacher)
-    return backbone.eval(), description
+    backbone.eval()  # mmpretrain's returns None
+    return backbone, description
 
 
 def _build_described(description: Any, path: str | os.PathLike) -> nn.Module:
@@ -241,6 +244,7 @@ def _build_described(description: Any, path: str | os.PathLike) -> nn.Module:
         raise CheckpointError(
             f"{path}: expected a description of format {FORMAT} with a 'backbone', found {str(description)[:200]}"
         )
+    config = {key: value for key, value in config.items() if key != 'init_cfg'}  # the weights are loaded
     # A registry imports and calls whatever a dotted name points at. A file may name what is registered only.
     unknown = [kind for kind in _types(config) if not isinstance(kind, str) or kind not in MODELS.module_dict]
     if unknown or not hasattr(MODELS.module_dict.get(config.get('type')), 'extract'):
@@ -249,7 +253,7 @@ def _build_described(description: Any, path: str | os.PathLike) -> nn.Module:
             f'{", ".join(map(repr, unknown or [config.get("type")]))}'
         )
     try:
-        return MODELS.build(dict(config))
+        return MODELS.build(config)
     except Exception as error:  # whatever the class raises for what an unknown version may have written
         raise CheckpointError(f'{path}: cannot build the backbone it describes: {error}') from error
 

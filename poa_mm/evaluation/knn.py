@@ -218,5 +218,5 @@ def _build_loader(loader: Mapping[str, Any]) -> DataLoader:
 
 def _build_preprocessor(cfg: Config) -> nn.Module:
     # The two places where mmengine's Runner looks.
-    preprocessor = cfg.get('model', {}).get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    preprocessor = (cfg.get('model') or {}).get('data_preprocessor') or cfg.get('data_preprocessor') or {}
     return MODELS.build({'type': 'SelfSupDataPreprocessor', **preprocessor})

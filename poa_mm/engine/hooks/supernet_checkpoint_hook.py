@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmengine.dist import broadcast_object_list
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
@@ -19,10 +20,12 @@ class SupernetCheckpointHook(Hook):
     """
 
     def before_run(self, runner: Runner) -> None:
-        """Seed the deck."""
+        """Seed the deck with rank 0's seed: a runner's own may differ by rank, the deck's state must not."""
         deck = self._deck(runner)
         if deck is not None and runner.seed is not None:
-            deck.seed = runner.seed
+            seed = [runner.seed]
+            broadcast_object_list(seed)
+            deck.seed = seed[0]
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Add the entry ``poa``. Runs on rank 0 only, where the deck's state is that of all ranks."""

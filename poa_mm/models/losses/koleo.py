@@ -31,6 +31,6 @@ class KoLeoLoss(nn.Module):
             x = F.normalize(features.float(), dim=-1, eps=self.eps)
             with torch.no_grad():
                 similarity = x @ x.T
-                nearest = similarity.fill_diagonal_(-1).argmax(dim=1)
+                nearest = similarity.fill_diagonal_(-2).argmax(dim=1)  # -2: below every cosine, rounding included
             distance = F.pairwise_distance(x, x[nearest], eps=self.eps)
             return -torch.log(distance + self.eps).mean()

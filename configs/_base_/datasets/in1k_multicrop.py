@@ -1,0 +1,72 @@
+# ImageNet-1K without labels, 2 global and 8 local crops (POA, implementation details).
+# Any folder of images works: it is searched for files, the sub-folders mean nothing.
+train_root = 'data/imagenet/train'
+
+data_preprocessor = dict(
+    type='SelfSupDataPreprocessor',
+    mean=[123.675, 116.28, 103.53],
+    std=[58.395, 57.12, 57.375],
+    to_rgb=True,
+)
+
+flip_and_colour = [
+    dict(type='RandomFlip', prob=0.5),
+    dict(
+        type='RandomApply',
+        transforms=[dict(type='ColorJitter', brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)],
+        prob=0.8,
+    ),
+    dict(type='RandomGrayscale', prob=0.2, keep_channels=True, channel_weights=(0.114, 0.587, 0.2989)),
+]
+blur = dict(type='GaussianBlur', magnitude_range=(0.1, 2.0), magnitude_std='inf')
+global_crop = dict(
+    type='RandomResizedCrop', scale=224, crop_ratio_range=(0.32, 1.0), backend='pillow', interpolation='bicubic'
+)
+local_crop = dict(
+    type='RandomResizedCrop', scale=96, crop_ratio_range=(0.05, 0.32), backend='pillow', interpolation='bicubic'
+)
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(
+        type='MultiView',
+        num_views=[1, 1, 8],
+        transforms=[
+            [global_crop, *flip_and_colour, dict(**blur, prob=1.0)],
+            [global_crop, *flip_and_colour, dict(**blur, prob=0.1), dict(type='Solarize', thr=128, prob=0.2)],
+            [local_crop, *flip_and_colour, dict(**blur, prob=0.5)],
+        ],
+    ),
+    dict(type='BlockMask', grid=14, prob=0.5, ratio=(0.1, 0.5)),
+    dict(type='PackInputs'),
+]
+train_dataloader = dict(
+    batch_size=50,
+    num_workers=10,
+    persistent_workers=True,
+    pin_memory=True,
+    drop_last=True,
+    sampler=dict(type='InfiniteSampler', shuffle=True),
+    collate_fn=dict(type='default_collate'),
+    dataset=dict(type='CustomDataset', data_prefix=train_root, with_label=False, pipeline=train_pipeline),
+)
+
+# --- k-NN evaluation with labels: tools/eval_knn.py ------------------------------------------
+knn_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='ResizeEdge', scale=256, edge='short', backend='pillow', interpolation='bicubic'),
+    dict(type='CenterCrop', crop_size=224),
+    dict(type='PackInputs'),
+]
+knn_loader = dict(batch_size=128, num_workers=10)
+knn = dict(
+    bank=dict(
+        **knn_loader,
+        dataset=dict(type='ImageNet', data_root='data/imagenet', split='train', pipeline=knn_pipeline),
+    ),
+    query=dict(
+        **knn_loader,
+        dataset=dict(type='ImageNet', data_root='data/imagenet', split='val', pipeline=knn_pipeline),
+    ),
+    ks=(10, 20),
+    temperature=0.07,
+)

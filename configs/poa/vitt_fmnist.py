@@ -1,0 +1,87 @@
+"""POA on Fashion-MNIST, 28 x 28 pixels: a step up from the digits, on a CPU in hours or a GPU in minutes.
+
+    POA_FMNIST=/path/to/fashion_mnist python tools/train.py configs/poa/vitt_fmnist.py
+
+The folder holds the four usual idx files, as mmpretrain's `FashionMNIST` reads them.
+"""
+
+_base_ = '../_base_/default_runtime.py'
+
+data_root = '{{$POA_FMNIST:data/fashion_mnist}}'
+max_iters = 20_000
+warmup_iters = 1_000
+
+# --- model -----------------------------------------------------------------------------------
+model = dict(
+    type='POA',
+    data_preprocessor=dict(type='SelfSupDataPreprocessor', mean=[72.9], std=[90.0]),
+    backbone=dict(
+        type='ElasticVisionTransformer',
+        arch=dict(embed_dims=128, num_layers=6, num_heads=4, feedforward_channels=512),
+        widths=[64, 96, 128],
+        depths=[3, 4, 5, 6],
+        img_size=28,
+        patch_size=4,
+        in_channels=1,
+    ),
+    head=dict(
+        type='MultiPrototypeHead', num_prototypes=[64, 128], hidden_channels=512, bottleneck_channels=64
+    ),
+)
+
+# --- data ------------------------------------------------------------------------------------
+global_crop = dict(type='RandomResizedCrop', scale=28, crop_ratio_range=(0.4, 1.0), interpolation='bicubic')
+local_crop = dict(type='RandomResizedCrop', scale=16, crop_ratio_range=(0.15, 0.4), interpolation='bicubic')
+flip = dict(type='RandomFlip', prob=0.5)
+train_pipeline = [
+    dict(type='MultiView', num_views=[2, 4], transforms=[[global_crop, flip], [local_crop, flip]]),
+    dict(type='BlockMask', grid=7, prob=0.5, ratio=(0.1, 0.5)),
+    dict(type='PackInputs'),
+]
+dataset = dict(type='FashionMNIST', data_root=data_root, download=False)
+train_dataloader = dict(
+    batch_size=128,
+    num_workers=1,
+    persistent_workers=True,
+    drop_last=True,
+    sampler=dict(type='InfiniteSampler', shuffle=True),
+    collate_fn=dict(type='default_collate'),
+    dataset=dict(**dataset, split='train', pipeline=train_pipeline),
+)
+
+# --- optimisation ----------------------------------------------------------------------------
+optim_wrapper = dict(
+    type='POAOptimWrapper',
+    optimizer=dict(type='AdamW', lr=0.002, betas=(0.9, 0.999), weight_decay=0.04),
+    clip_grad=dict(max_norm=1.5),
+    constructor='POAOptimWrapperConstructor',
+    paramwise_cfg=dict(layer_decay_rate=0.9, flat_decay_mult=0.0),
+)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=warmup_iters),
+    dict(type='CosineAnnealingLR', eta_min_ratio=0.01, by_epoch=False, begin=warmup_iters, end=max_iters),
+    dict(
+        type='CosineAnnealingParamScheduler',
+        param_name='weight_decay',
+        eta_min_ratio=10,
+        by_epoch=False,
+        begin=0,
+        end=max_iters,
+    ),
+]
+custom_hooks = [
+    dict(type='TeacherEMAHook', momentum=(0.992, 0.9999)),
+    dict(type='POAScheduleHook', teacher_temp=(0.04, 0.07), teacher_temp_iters=4_000, patch_loss_start=2_000),
+    dict(type='SupernetCheckpointHook'),
+]
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters)
+
+# --- evaluation ------------------------------------------------------------------------------
+knn_loader = dict(batch_size=512, num_workers=0)
+knn_pipeline = [dict(type='PackInputs')]
+knn = dict(
+    bank=dict(**knn_loader, dataset=dict(**dataset, split='train', pipeline=knn_pipeline)),
+    query=dict(**knn_loader, dataset=dict(**dataset, split='test', pipeline=knn_pipeline)),
+    ks=(10, 20),
+    temperature=0.07,
+)

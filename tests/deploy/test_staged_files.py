@@ -1,0 +1,25 @@
+import pytest
+
+from poa_mm.deploy.staged_files import StagedFiles
+
+
+def test_files_appear_together_at_the_end(tmp_path):
+    with StagedFiles(tmp_path / 'a' / 'b') as files:
+        files.add('one', lambda path: path.write_text('1'))
+        files.add('two', lambda path: path.write_text('2'))
+        assert not (tmp_path / 'a' / 'b' / 'one').exists()
+    assert {path.name: path.read_text() for path in (tmp_path / 'a' / 'b').iterdir()} == {'one': '1', 'two': '2'}
+
+
+def test_existing_files_survive_a_failure(tmp_path):
+    (tmp_path / 'one').write_text('old')
+    with pytest.raises(ZeroDivisionError), StagedFiles(tmp_path) as files:
+        files.add('one', lambda path: path.write_text('new'))
+        files.add('two', lambda path: path.write_text(f'{1 / 0}'))
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {'one': 'old'}
+
+
+def test_a_folder_that_is_a_file(tmp_path):
+    (tmp_path / 'out').write_text('')
+    with pytest.raises(OSError), StagedFiles(tmp_path / 'out'):
+        pass
