@@ -22,7 +22,7 @@ cosine_iters = round(max_iters * stretch)
 # --- model -----------------------------------------------------------------------------------
 model = dict(
     type='POA',
-    data_preprocessor={{_base_.data_preprocessor}},
+    data_preprocessor=_base_.data_preprocessor,
     backbone=dict(
         type='ElasticVisionTransformer',
         arch='large',

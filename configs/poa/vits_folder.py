@@ -47,7 +47,7 @@ custom_hooks = [
 ]
 train_cfg = dict(max_iters=max_iters)
 
-class_pipeline = {{_base_.knn_pipeline}}
+class_pipeline = _base_.knn_pipeline
 knn = dict(
     bank=dict(
         dataset=dict(

@@ -24,7 +24,7 @@ warmup_iters = 10 * epoch_iters
 # --- model -----------------------------------------------------------------------------------
 model = dict(
     type='POA',
-    data_preprocessor={{_base_.data_preprocessor}},
+    data_preprocessor=_base_.data_preprocessor,
     backbone=dict(
         type='ElasticVisionTransformer',
         arch='deit-small',

@@ -12,7 +12,7 @@ class Digits(BaseDataset):
     """The 1,797 handwritten digits of scikit-learn, 8 x 8 pixels in 17 grey levels, without a download.
 
     Items hold ``img``, uint8 ``(8, 8, 3)`` in 0..255, and ``gt_label`` in 0..9. Every fifth image of
-    each class is held out for ``'test'`` (361 images), the same in every run. For tuning, the remaining
+    each class is held out for ``'test'`` (364 images), the same in every run. For tuning, the remaining
     part is split once more in the same way: ``'fit'`` and ``'val'`` make up ``'train'``.
 
     Args:

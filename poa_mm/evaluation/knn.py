@@ -54,7 +54,10 @@ class NearestNeighbours:
             self.labels[rows] = candidates.gather(1, order)
 
     def count_correct(self, labels: Tensor, k: int, temperature: float) -> int:
-        """Queries whose ``k`` nearest neighbours vote for their label, ``(N,)``; see :func:`knn_accuracy`."""
+        """Queries whose ``k`` nearest neighbours vote for their label, ``(N,)``; see :func:`knn_accuracy`.
+
+        The bank must have held ``k`` features at least.
+        """
         labels = labels.to(self.labels)
         correct = 0
         for rows in self._chunks():

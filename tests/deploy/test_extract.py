@@ -151,7 +151,7 @@ def test_a_subnet_outside_the_space_writes_nothing(checkpoint, tmp_path, subnet)
 
 
 def test_unknown_format(checkpoint, tmp_path):
-    with pytest.raises(ValueError, match='onnx.*safetensors, pth'):
+    with pytest.raises(ValueError, match=r'onnx.*safetensors, pth'):
         extract_subnets(checkpoint, None, tmp_path / 'out', 'onnx')
     assert not (tmp_path / 'out').exists()
 

@@ -59,9 +59,7 @@ def test_layouts(branches, layout, same_tensors):
     found = find_branches(LAYOUTS[layout](branches))
     assert found.ignored == IGNORED.get(layout, [])
     for branch in ('teacher', 'student'):
-        same_tensors(
-            convert_public_state_dict(getattr(found, branch)), convert_public_state_dict(branches[branch])
-        )
+        same_tensors(convert_public_state_dict(getattr(found, branch)), convert_public_state_dict(branches[branch]))
 
 
 @pytest.mark.parametrize('box', [lambda t: t, lambda t: {'teacher': t}, lambda t: {'model': {'teacher': t}}])
@@ -153,7 +151,10 @@ BROKEN = {
     'a batch besides': (edit(**{'batch.crops': torch.zeros(1)}), r'besides batch\.crops'),
     'missing weight': (edit(**{'teacher.backbone.cls_token': None}), r'teacher .*missing backbone\.cls_token'),
     'missing in the student': (edit(**{'student.dino_head.mlp1.2.bias': None}), r'student .*missing head\.projectors'),
-    'wrong shape': (edit(**{'teacher.backbone.cls_token': torch.zeros(1, 1, 8)}), r'cls_token is \(1, 1, 8\), expected'),
+    'wrong shape': (
+        edit(**{'teacher.backbone.cls_token': torch.zeros(1, 1, 8)}),
+        r'cls_token is \(1, 1, 8\), expected',
+    ),
     'a block too many': (edit(**{'teacher.backbone.blocks.4.ls1.gamma': torch.zeros(64)}), r'unexpected backbone\.lay'),
     'no teacher': (lambda s: {k: v for k, v in s.items() if k.startswith('student')}, 'expected a teacher, found only'),
     'a stranger': (lambda s: {'layer1.0.conv1.weight': torch.zeros(1)}, r'layer1\.0\.conv1\.weight: not a weight'),

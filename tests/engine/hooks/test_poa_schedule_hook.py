@@ -1,0 +1,72 @@
+import pytest
+import torch
+from mmengine.hooks import Hook
+
+from poa_mm.engine import POAScheduleHook
+
+
+def test_teacher_temperature_is_a_ramp():
+    hook = POAScheduleHook(teacher_temp=(0.04, 0.07), teacher_temp_iters=31)
+    values = [hook.teacher_temp_at(i) for i in range(40)]
+    assert values[0] == pytest.approx(0.04)
+    assert values[10] == pytest.approx(0.05)
+    assert values[30] == values[39] == 0.07
+    steps = [b - a for a, b in zip(values[:30], values[1:31])]
+    assert steps == pytest.approx([0.001] * 30)
+
+
+@pytest.mark.parametrize('iters', [0, 1])
+def test_no_ramp_is_the_last_value(iters):
+    assert POAScheduleHook(teacher_temp_iters=iters).teacher_temp_at(0) == 0.07
+
+
+class Record(Hook):
+    """What is in force while the model computes."""
+
+    priority = 'LOW'
+
+    def __init__(self):
+        self.temps, self.patch, self.prototypes, self.others, self.logged = [], [], [], [], []
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.temps.append(runner.model.teacher_temp)
+        self.patch.append(runner.model.patch_loss_active)
+        self.prototypes.append(runner.model.head.prototypes[0].weight.detach().clone())
+        self.others.append(runner.model.head.projectors[0].layers[0].weight.detach().clone())
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.logged.append(set(outputs))
+
+
+def test_values_of_each_iteration(run_config, build_runner):
+    run_config.custom_hooks[1] = dict(
+        type='POAScheduleHook', teacher_temp_iters=4, patch_loss_start=2, freeze_prototypes_iters=2
+    )
+    run_config.param_scheduler = [dict(type='CosineAnnealingLR', by_epoch=False, begin=0, end=8)]
+    record = Record()
+    runner = build_runner(run_config)
+    runner.register_hook(record, priority='LOW')
+    runner.train()
+
+    assert record.temps == pytest.approx([0.04, 0.05, 0.06, 0.07])
+    assert record.patch == [False, False, True, True]
+    assert ['L_IS_patch' in terms for terms in record.logged] == record.patch
+    still = [torch.equal(a, b) for a, b in zip(record.prototypes, record.prototypes[1:])]
+    assert still == [True, True, False]
+    assert not torch.equal(record.others[0], record.others[1])
+    # Freezing must not disturb the schedule, which computes a learning rate from the one before.
+    factors = {round(group['lr'] / group['initial_lr'], 12) for group in runner.optim_wrapper.param_groups}
+    assert factors == {0.5}
+
+
+def test_freezing_needs_marked_groups(run_config, build_runner):
+    run_config.custom_hooks[1].freeze_prototypes_iters = 1
+    run_config.optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1))
+    with pytest.raises(ValueError, match='POAOptimWrapperConstructor'):
+        build_runner(run_config).train()
+
+
+@pytest.mark.parametrize('options', [dict(teacher_temp=(0.0, 0.07)), dict(patch_loss_start=-1)])
+def test_bad_values_are_refused(options):
+    with pytest.raises(ValueError, match=str(next(iter(options)))):
+        POAScheduleHook(**options)

@@ -1,0 +1,78 @@
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+
+sys.path.insert(0, str(Path(__file__).parents[2] / 'tools'))
+import train
+
+BASE = Path(__file__).parents[2] / 'configs' / 'poa' / 'vitt_digits.py'
+SHORT = ['train_cfg.max_iters=2', 'train_dataloader.batch_size=8', 'log_level=ERROR', 'default_hooks.logger.interval=1']
+
+
+def run(monkeypatch, *argv):
+    monkeypatch.setattr(sys, 'argv', ['train.py', *map(str, argv)])
+    train.main()
+
+
+def test_trains_and_resumes(tmp_path, monkeypatch):
+    run(monkeypatch, BASE, '--work-dir', tmp_path, '--cfg-options', *SHORT)
+    assert (tmp_path / 'iter_2.pth').is_file()
+    assert list(tmp_path.glob('*/vis_data/scalars.json')), 'loss curves'
+    longer = ['train_cfg.max_iters=3', *SHORT[1:]]
+    run(monkeypatch, BASE, '--work-dir', tmp_path, '--resume', '--cfg-options', *longer)
+    assert (tmp_path / 'iter_3.pth').is_file()
+
+
+def arguments(monkeypatch, *argv):
+    monkeypatch.setattr(sys, 'argv', ['train.py', str(BASE), *argv])
+    args = train.parse_args()
+    cfg = Config.fromfile(args.config)
+    train.merge_args(cfg, args)
+    return cfg
+
+
+def test_work_dir_is_named_after_the_config(monkeypatch):
+    assert arguments(monkeypatch).work_dir == 'work_dirs/vitt_digits'
+
+
+def test_resume_with_and_without_a_file(monkeypatch):
+    assert not arguments(monkeypatch).resume
+    cfg = arguments(monkeypatch, '--resume')
+    assert cfg.resume and cfg.load_from is None
+    cfg = arguments(monkeypatch, '--resume', 'some.pth')
+    assert cfg.resume and cfg.load_from == 'some.pth'
+
+
+def test_amp_chooses_the_counterpart(monkeypatch):
+    assert arguments(monkeypatch, '--amp').optim_wrapper.type == 'POAAmpOptimWrapper'
+    cfg = arguments(monkeypatch, '--amp', '--cfg-options', 'optim_wrapper.type=OptimWrapper')
+    assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
+    with pytest.raises(ValueError, match="'ApexOptimWrapper'; valid: OptimWrapper, POAOptimWrapper"):
+        arguments(monkeypatch, '--amp', '--cfg-options', 'optim_wrapper.type=ApexOptimWrapper')
+
+
+def test_trains_a_downstream_config(tmp_path, monkeypatch):
+    """Nothing of POA in it: mmpretrain's own classes only."""
+    config = tmp_path / 'resnet.py'
+    config.write_text("""
+default_scope = 'mmpretrain'
+custom_imports = dict(imports=['poa_mm'])
+model = dict(
+    type='ImageClassifier',
+    data_preprocessor=dict(mean=[0.0] * 3, std=[255.0] * 3),
+    backbone=dict(type='VisionTransformer', arch=dict(
+        embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32), img_size=8, patch_size=4),
+    head=dict(type='LinearClsHead', num_classes=10, in_channels=16, loss=dict(type='CrossEntropyLoss')))
+train_dataloader = dict(
+    batch_size=8, sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(type='Digits', pipeline=[dict(type='PackInputs')]))
+optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1))
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=2)
+default_hooks = dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=2))
+log_level = 'ERROR'
+""")
+    run(monkeypatch, config, '--work-dir', tmp_path / 'work')
+    assert 'backbone.cls_token' in torch.load(tmp_path / 'work' / 'iter_2.pth', weights_only=False)['state_dict']
