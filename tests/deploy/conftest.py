@@ -1,12 +1,14 @@
-"""A public checkpoint of golden weights, and what import and extraction make of it."""
+"""Checkpoints of the golden network and of a random one like it, and what is extracted from the latter."""
 
 import pytest
 import torch
 from mmengine.config import Config
+from mmpretrain.registry import MODELS
 from safetensors.torch import save_file
 
 from poa_mm.deploy.extract import extract_subnets
 from poa_mm.deploy.public_checkpoint import import_public_checkpoint
+from poa_mm.engine.checkpoint import describe_supernet
 
 
 def golden_config():
@@ -38,12 +40,21 @@ def public(golden):
 
 
 @pytest.fixture(scope='session')
-def checkpoint(public, tmp_path_factory):
+def golden_checkpoint(public, tmp_path_factory):
     """The golden network as a checkpoint of poa_mm."""
-    folder = tmp_path_factory.mktemp('checkpoint')
+    folder = tmp_path_factory.mktemp('golden_checkpoint')
     save_file(public, folder / 'public.safetensors')
     import_public_checkpoint(golden_config(), folder / 'public.safetensors', folder / 'poa.pth')
     return folder / 'poa.pth'
+
+
+@pytest.fixture(scope='session')
+def checkpoint(randomise, tmp_path_factory):
+    """The same network with random weights, for what needs no golden numbers."""
+    config = golden_config().model
+    path = tmp_path_factory.mktemp('checkpoint') / 'poa.pth'
+    torch.save({'state_dict': randomise(MODELS.build(config)).state_dict(), 'poa': describe_supernet(config)}, path)
+    return path
 
 
 @pytest.fixture(scope='session')

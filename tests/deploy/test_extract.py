@@ -70,10 +70,13 @@ def supernet(checkpoint):
     return load_teacher(checkpoint)[0]
 
 
-def test_stock_networks_compute_the_golden_features_without_poa_mm(golden, extracted, tmp_path):
+def test_stock_networks_compute_the_golden_features_without_poa_mm(golden, golden_checkpoint, tmp_path):
     tensors, _ = golden('vit_step')
     save_file({k: v for k, v in tensors.items() if k.startswith(('batch.', 'features.'))}, tmp_path / 'golden')
-    command = [sys.executable, '-c', STOCK, tmp_path / 'golden', extracted['safetensors'], extracted['pth'], *SUBNETS]
+    folders = [tmp_path / format for format in ('safetensors', 'pth')]
+    for folder in folders:
+        extract_subnets(golden_checkpoint, None, folder, folder.name)
+    command = [sys.executable, '-c', STOCK, tmp_path / 'golden', *folders, *SUBNETS]
     env = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'} | {'OMP_NUM_THREADS': '1'}
     done = subprocess.run(list(map(str, command)), cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

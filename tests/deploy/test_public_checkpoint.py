@@ -73,8 +73,8 @@ def test_a_teacher_alone(branches, box, config, tmp_path, same_tensors):
     same_tensors({name: t for name, t in state.items() if not name.startswith('teacher.')}, teacher)
 
 
-def test_every_weight_arrives_where_it_belongs(checkpoint, branches, config, golden, same_tensors):
-    content = torch.load(checkpoint, weights_only=True)
+def test_every_weight_arrives_where_it_belongs(golden_checkpoint, branches, config, golden, same_tensors):
+    content = torch.load(golden_checkpoint, weights_only=True)
     state = content['state_dict']
     same_tensors(
         {name: tensor for name, tensor in state.items() if not name.startswith('teacher.')},
@@ -84,7 +84,7 @@ def test_every_weight_arrives_where_it_belongs(checkpoint, branches, config, gol
         'format': 1, **{part: config.model[part].to_dict() for part in ('backbone', 'head', 'data_preprocessor')},
         'deck': {'seed': 0, 'dealt': 0},
     }  # fmt: skip
-    backbone, _ = load_teacher(checkpoint)
+    backbone, _ = load_teacher(golden_checkpoint)
     tensors, _ = golden('vit_step')
     with torch.no_grad():
         features = backbone.extract_features(tensors['batch.collated_global_crops'], Subnet(48, 3))
@@ -92,11 +92,11 @@ def test_every_weight_arrives_where_it_belongs(checkpoint, branches, config, gol
     torch.testing.assert_close(features.patch, tensors['features.48x3.global.patch'], rtol=0, atol=1e-5)
 
 
-def test_pth_and_safetensors_and_half_precision(public, config, checkpoint, tmp_path, same_tensors):
+def test_pth_and_safetensors_and_half_precision(public, config, golden_checkpoint, tmp_path, same_tensors):
     torch.save({'model': public, 'iteration': 3}, tmp_path / 'public.pth')
     report = import_public_checkpoint(config, tmp_path / 'public.pth', tmp_path / 'new' / 'poa.pth')
     assert report == (['iteration'], False)
-    expected = read_checkpoint(checkpoint)['state_dict']
+    expected = read_checkpoint(golden_checkpoint)['state_dict']
     same_tensors(read_checkpoint(tmp_path / 'new' / 'poa.pth')['state_dict'], expected)
 
     torch.save({name: tensor.half() for name, tensor in public.items()}, tmp_path / 'half.pth')

@@ -325,7 +325,8 @@ class ElasticVisionTransformer(VisionTransformer):
             raise ValueError(f'out_indices {self.out_indices} do not fit the {subnet.depth} blocks of {subnet}')
         x, grid = self._embed(x, subnet, mask)
         outs = {}
-        for index, x in enumerate(self._run_blocks(x, subnet)):
+        for index, block in enumerate(self._blocks(subnet)):
+            x = block(x)
             if index in wanted:
                 outs[index] = self._format_output(self.ln1(x) if index == subnet.depth - 1 else x, grid)
         return tuple(outs[index] for index in wanted)
@@ -336,8 +337,8 @@ class ElasticVisionTransformer(VisionTransformer):
         """Class and patch features after the final norm; arguments and errors as :meth:`forward`."""
         subnet = subnet or self.space.largest
         x, _ = self._embed(x, subnet, mask)
-        for x in self._run_blocks(x, subnet):  # noqa: B007
-            pass
+        for block in self._blocks(subnet):
+            x = block(x)
         x = self.ln1(x)  # (B, 1 + N, D)
         return Features(cls=x[:, 0], patch=x[:, self.num_extra_tokens :])
 
@@ -359,10 +360,8 @@ class ElasticVisionTransformer(VisionTransformer):
         )
         return x + pos_embed, grid
 
-    def _run_blocks(self, x: Tensor, subnet: Subnet) -> Iterable[Tensor]:
-        for index in kept_blocks(subnet.depth, self.num_layers):
-            x = self.layers[index](x)
-            yield x
+    def _blocks(self, subnet: Subnet) -> list[ElasticEncoderLayer]:
+        return [self.layers[index] for index in kept_blocks(subnet.depth, self.num_layers)]
 
     def mask_grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of patches in images of ``(H, W)`` pixels; partial patches count."""
@@ -376,10 +375,10 @@ class ElasticVisionTransformer(VisionTransformer):
         """
         subnet = self.space.parse(subnet)
         ratio = Fraction(subnet.width, self.embed_dims)
-        state = {name: leading(getattr(self, name).detach(), subnet.width).clone() for name in ('cls_token', 'pos_embed')}
+        tokens = {'cls_token': self.cls_token, 'pos_embed': self.pos_embed}
+        state = {name: leading(token.detach(), subnet.width).clone() for name, token in tokens.items()}
         modules = {'patch_embed': self.patch_embed, 'ln1': self.ln1}
-        for position, index in enumerate(kept_blocks(subnet.depth, self.num_layers)):
-            modules[f'layers.{position}'] = self.layers[index]
+        modules |= {f'layers.{position}': block for position, block in enumerate(self._blocks(subnet))}
         for name, module in modules.items():
             state.update({f'{name}.{key}': value for key, value in sliced_state_dict(module, ratio).items()})
         config = dict(

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from mmengine.hooks import Hook
@@ -11,7 +13,7 @@ def test_teacher_temperature_is_a_ramp():
     assert values[0] == pytest.approx(0.04)
     assert values[10] == pytest.approx(0.05)
     assert values[30] == values[39] == 0.07
-    steps = [b - a for a, b in zip(values[:30], values[1:31])]
+    steps = [b - a for a, b in pairwise(values[:31])]
     assert steps == pytest.approx([0.001] * 30)
 
 
