@@ -30,7 +30,9 @@ class SupernetCheckpointHook(Hook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Add the entry ``poa``. Runs on rank 0 only, where the deck's state is that of all ranks."""
         deck = self._deck(runner)
-        entry = describe_supernet(runner.cfg.model)
+        # The two places where mmengine's Runner looks for a data preprocessor.
+        model = {'data_preprocessor': runner.cfg.get('data_preprocessor') or {}, **runner.cfg.model}
+        entry = describe_supernet(model)
         checkpoint[SUPERNET_KEY] = entry | ({'deck': deck.state_dict()} if deck is not None else {})
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:

@@ -54,3 +54,10 @@ def test_without_elastic_student_there_is_no_deck(run_config, build_runner):
     run_config.model.update(weight_es1=0.0, weight_es2=0.0)
     build_runner(run_config).train()
     assert 'deck' not in read_checkpoint(Path(run_config.work_dir, 'iter_4.pth'))['poa']
+
+
+def test_preprocessor_of_the_whole_config_is_described_too(run_config, build_runner):
+    run_config.data_preprocessor = run_config.model.pop('data_preprocessor')
+    build_runner(run_config).train()
+    entry = read_checkpoint(Path(run_config.work_dir, 'iter_4.pth'))['poa']
+    assert entry['data_preprocessor']['mean'] == [78.0] * 3
