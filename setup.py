@@ -30,6 +30,6 @@ setup(
     python_requires='>=3.10,<3.13',
     packages=find_packages(include=['poa_mm', 'poa_mm.*']),
     install_requires=requirements('runtime'),
-    # mmcv's C++ ops must be compiled without build isolation: see README, "Install".
+    # mmcv's C++ ops must be compiled without build isolation: see README.
     extras_require={name: requirements(name) for name in ('onedl', 'openmmlab', 'dev')},
 )

@@ -22,9 +22,7 @@ train_dataloader = dict(batch_size=batch_size, dataset=dict(data_prefix='data/im
 
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=warmup_iters),
-    dict(
-        type='CosineAnnealingLR', eta_min_ratio=0.005, by_epoch=False, begin=warmup_iters, end=max_iters
-    ),
+    dict(type='CosineAnnealingLR', eta_min_ratio=0.005, by_epoch=False, begin=warmup_iters, end=max_iters),
     dict(
         type='CosineAnnealingParamScheduler',
         param_name='weight_decay',
@@ -50,13 +48,9 @@ train_cfg = dict(max_iters=max_iters)
 class_pipeline = _base_.knn_pipeline
 knn = dict(
     bank=dict(
-        dataset=dict(
-            _delete_=True, type='CustomDataset', data_prefix='data/labelled/train', pipeline=class_pipeline
-        )
+        dataset=dict(_delete_=True, type='CustomDataset', data_prefix='data/labelled/train', pipeline=class_pipeline)
     ),
     query=dict(
-        dataset=dict(
-            _delete_=True, type='CustomDataset', data_prefix='data/labelled/val', pipeline=class_pipeline
-        )
+        dataset=dict(_delete_=True, type='CustomDataset', data_prefix='data/labelled/val', pipeline=class_pipeline)
     ),
 )

@@ -2,8 +2,8 @@
 
 _base_ = '../_base_/default_runtime.py'
 
-max_iters = 3000
-warmup_iters = 200
+max_iters = 1200
+warmup_iters = 100
 batch_size = 64
 
 # --- model -----------------------------------------------------------------------------------
@@ -12,21 +12,28 @@ model = dict(
     data_preprocessor=dict(type='SelfSupDataPreprocessor', mean=[78.0] * 3, std=[95.0] * 3),
     backbone=dict(
         type='ElasticVisionTransformer',
-        arch=dict(embed_dims=96, num_layers=6, num_heads=6, feedforward_channels=384),
+        arch=dict(embed_dims=96, num_layers=6, num_heads=6, feedforward_channels=192),
         widths=[48, 64, 80, 96],
         depths=[3, 4, 5, 6],
         img_size=8,
-        patch_size=2,
+        patch_size=4,
+        init_cfg=dict(type='TruncNormal', layer='Linear', std=0.04, bias=0.0),
     ),
-    head=dict(type='MultiPrototypeHead', num_prototypes=[32, 64], hidden_channels=256, bottleneck_channels=64),
+    head=dict(
+        type='MultiPrototypeHead',
+        num_prototypes=[64, 128],
+        hidden_channels=192,
+        bottleneck_channels=64,
+        init_cfg=dict(type='TruncNormal', layer='Linear', std=0.1, bias=0.0),
+    ),
 )
 
 # --- data ------------------------------------------------------------------------------------
-crop = dict(type='RandomResizedCrop', scale=8, crop_ratio_range=(0.5, 1.0), interpolation='bicubic')
-local_crop = dict(type='RandomResizedCrop', scale=6, crop_ratio_range=(0.3, 0.6), interpolation='bicubic')
+crop = dict(type='RandomResizedCrop', scale=8, crop_ratio_range=(0.6, 1.0), interpolation='bicubic')
+local_crop = dict(type='RandomResizedCrop', scale=8, crop_ratio_range=(0.35, 0.6), interpolation='bicubic')
 train_pipeline = [
     dict(type='MultiView', num_views=[2, 2], transforms=[[crop], [local_crop]]),
-    dict(type='BlockMask', grid=4, prob=0.5, ratio=(0.1, 0.5), min_patches=1),
+    dict(type='BlockMask', grid=2, prob=0.5, ratio=(0.25, 0.5), min_patches=1),
     dict(type='PackInputs'),
 ]
 train_dataloader = dict(
@@ -40,16 +47,16 @@ train_dataloader = dict(
 )
 
 # --- optimisation ----------------------------------------------------------------------------
-base_lr = 0.002
+base_lr = 0.003
 optim_wrapper = dict(
     type='POAOptimWrapper',
-    optimizer=dict(type='AdamW', lr=base_lr, betas=(0.9, 0.999), weight_decay=0.04),
+    optimizer=dict(type='AdamW', lr=base_lr, betas=(0.9, 0.98), weight_decay=0.04),
     clip_grad=dict(max_norm=1.5),
     constructor='POAOptimWrapperConstructor',
-    paramwise_cfg=dict(layer_decay_rate=0.9, flat_decay_mult=0.0),
+    paramwise_cfg=dict(layer_decay_rate=1.0, flat_decay_mult=0.0),
 )
 param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=warmup_iters),
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=warmup_iters),
     dict(type='CosineAnnealingLR', eta_min_ratio=0.01, by_epoch=False, begin=warmup_iters, end=max_iters),
     dict(
         type='CosineAnnealingParamScheduler',
@@ -61,8 +68,14 @@ param_scheduler = [
     ),
 ]
 custom_hooks = [
-    dict(type='TeacherEMAHook', momentum=(0.99, 0.9999)),
-    dict(type='POAScheduleHook', teacher_temp=(0.04, 0.07), teacher_temp_iters=500, patch_loss_start=500),
+    dict(type='TeacherEMAHook', momentum=(0.98, 0.999)),
+    dict(
+        type='POAScheduleHook',
+        teacher_temp=(0.04, 0.07),
+        teacher_temp_iters=300,
+        patch_loss_start=300,
+        freeze_prototypes_iters=300,
+    ),
     dict(type='SupernetCheckpointHook'),
 ]
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters)

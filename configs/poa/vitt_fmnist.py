@@ -24,9 +24,7 @@ model = dict(
         patch_size=4,
         in_channels=1,
     ),
-    head=dict(
-        type='MultiPrototypeHead', num_prototypes=[64, 128], hidden_channels=512, bottleneck_channels=64
-    ),
+    head=dict(type='MultiPrototypeHead', num_prototypes=[64, 128], hidden_channels=512, bottleneck_channels=64),
 )
 
 # --- data ------------------------------------------------------------------------------------

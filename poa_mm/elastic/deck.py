@@ -29,9 +29,7 @@ class SubnetDeck:
         ValueError: If the space holds nothing but its largest subnet.
     """
 
-    def __init__(
-        self, space: SubnetSpace, seed: int = 0, rank: int = 0, sync: bool = False, select_scale: float = 3.0
-    ):
+    def __init__(self, space: SubnetSpace, seed: int = 0, rank: int = 0, sync: bool = False, select_scale: float = 3.0):
         self.space = space
         self.seed = seed
         self.rank = 0 if sync else rank

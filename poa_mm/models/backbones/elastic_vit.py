@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
 import torch
-from mmcv.cnn.bricks.transformer import PatchEmbed
-from mmengine.model import BaseModule, ModuleList
+from mmengine.model import ModuleList
 from mmengine.model.weight_init import trunc_normal_
 from mmengine.registry import MODELS
 from mmengine.utils import to_2tuple
@@ -16,14 +15,10 @@ from mmpretrain.models.backbones import VisionTransformer
 from mmpretrain.models.backbones.base_backbone import BaseBackbone
 from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from poa_mm.elastic import (
     Cost,
-    ElasticLayer,
     ElasticLayerNorm,
-    ElasticLayerScale,
-    ElasticLinear,
     Subnet,
     SubnetSpace,
     kept_blocks,
@@ -33,112 +28,7 @@ from poa_mm.elastic import (
 )
 
 from .elastic_backbone import Features
-
-
-def add_branch(x: Tensor, branch: Callable[[Tensor], Tensor], drop_rate: float) -> Tensor:
-    """``x + branch(x)``, computed for a random part of the batch only (stochastic depth).
-
-    ``floor(B * (1 - drop_rate))`` samples, at least one, go through ``branch``; their residual is
-    scaled by ``B / kept``. The others cost nothing.
-
-    Args:
-        x: ``(B, ...)``.
-        branch: Residual branch.
-        drop_rate: Share of the batch left out, in ``[0, 1)``.
-    """
-    if drop_rate == 0:
-        return x + branch(x)
-    batch = len(x)
-    kept = torch.randperm(batch, device=x.device)[: max(int(batch * (1 - drop_rate)), 1)]
-    return x.index_add(0, kept, branch(x[kept]).to(x.dtype), alpha=batch / len(kept))
-
-
-def _layer_scale(width: int, init_value: float) -> nn.Module:
-    return ElasticLayerScale(width, init_value) if init_value > 0 else nn.Identity()
-
-
-# The modules below carry the attribute names of mmpretrain's VisionTransformer, so that a slice of
-# their state dict is a state dict of the stock network.
-
-
-class ElasticPatchEmbed(PatchEmbed, ElasticLayer):
-    """Patch projection; the one layer that is told the width, since its input is never cut."""
-
-    def forward(self, x: Tensor, width: int) -> tuple[Tensor, tuple[int, int]]:
-        """Images ``(B, C, H, W)`` to tokens ``(B, N, width)`` and their grid ``(rows, columns)``."""
-        if self.adaptive_padding:
-            x = self.adaptive_padding(x)
-        conv = self.projection
-        if width < self.embed_dims:
-            x = F.conv2d(x, conv.weight[:width], leading(conv.bias, width), conv.stride)
-        else:
-            x = conv(x)
-        return x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3])
-
-    def sliced_state(self, ratio: Fraction) -> dict[str, Tensor]:
-        width = int(self.embed_dims * ratio)
-        weight, bias = self.projection.weight[:width], leading(self.projection.bias, width)
-        return {'projection.weight': weight.clone(), 'projection.bias': bias.clone()}
-
-
-class ElasticAttention(BaseModule):
-    """Self-attention over however many heads of ``head_dim`` channels arrive."""
-
-    def __init__(self, width: int, head_dim: int, qkv_bias: bool, layer_scale_init_value: float):
-        super().__init__()
-        self.head_dim = head_dim
-        self.qkv = ElasticLinear(width, 3 * width, bias=qkv_bias, stacked=3)
-        self.proj = ElasticLinear(width, width)
-        self.gamma1 = _layer_scale(width, layer_scale_init_value)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, N, width)`` to the same."""
-        qkv = self.qkv(x).unflatten(-1, (3, -1, self.head_dim))  # (B, N, 3, heads, head_dim)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, N, head_dim)
-        x = F.scaled_dot_product_attention(query, key, value)
-        return self.gamma1(self.proj(x.transpose(1, 2).flatten(2)))
-
-
-class ElasticFFN(BaseModule):
-    """Two linear layers with GELU between."""
-
-    def __init__(self, width: int, hidden: int, layer_scale_init_value: float):
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Sequential(ElasticLinear(width, hidden), nn.GELU()), ElasticLinear(hidden, width)
-        )
-        self.gamma2 = _layer_scale(width, layer_scale_init_value)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, N, width)`` to the same."""
-        return self.gamma2(self.layers(x))
-
-
-class ElasticEncoderLayer(BaseModule):
-    """One pre-norm transformer block."""
-
-    def __init__(
-        self,
-        width: int,
-        head_dim: int,
-        hidden: int,
-        qkv_bias: bool,
-        norm_eps: float,
-        layer_scale_init_value: float,
-        drop_path_rate: float,
-    ):
-        super().__init__()
-        self.drop_path_rate = drop_path_rate
-        self.ln1 = ElasticLayerNorm(width, norm_eps)
-        self.attn = ElasticAttention(width, head_dim, qkv_bias, layer_scale_init_value)
-        self.ln2 = ElasticLayerNorm(width, norm_eps)
-        self.ffn = ElasticFFN(width, hidden, layer_scale_init_value)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, N, width)`` to the same."""
-        drop_rate = self.drop_path_rate if self.training else 0.0
-        x = add_branch(x, lambda x: self.attn(self.ln1(x)), drop_rate)
-        return add_branch(x, lambda x: self.ffn(self.ln2(x)), drop_rate)
+from .elastic_transformer import ElasticEncoderLayer, ElasticPatchEmbed
 
 
 @MODELS.register_module()
@@ -302,9 +192,7 @@ class ElasticVisionTransformer(VisionTransformer):
             trunc_normal_(self.pos_embed, std=0.02)
             nn.init.normal_(self.cls_token, std=1e-6)
 
-    def forward(
-        self, x: Tensor, subnet: Subnet | None = None, mask: Tensor | None = None
-    ) -> tuple[Tensor, ...]:
+    def forward(self, x: Tensor, subnet: Subnet | None = None, mask: Tensor | None = None) -> tuple[Tensor, ...]:
         """Outputs of the chosen blocks.
 
         Args:
@@ -331,9 +219,7 @@ class ElasticVisionTransformer(VisionTransformer):
                 outs[index] = self._format_output(self.ln1(x) if index == subnet.depth - 1 else x, grid)
         return tuple(outs[index] for index in wanted)
 
-    def extract_features(
-        self, x: Tensor, subnet: Subnet | None = None, mask: Tensor | None = None
-    ) -> Features:
+    def extract_features(self, x: Tensor, subnet: Subnet | None = None, mask: Tensor | None = None) -> Features:
         """Class and patch features after the final norm; arguments and errors as :meth:`forward`."""
         subnet = subnet or self.space.largest
         x, _ = self._embed(x, subnet, mask)

@@ -92,6 +92,4 @@ class MultiPrototypeHead(BaseModule):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Features ``(N, width)`` to logits ``(N, K)``, one tensor for each head."""
-        return [
-            prototypes(projector(x)) for projector, prototypes in zip(self.projectors, self.prototypes)
-        ]
+        return [prototypes(projector(x)) for projector, prototypes in zip(self.projectors, self.prototypes)]

@@ -69,9 +69,7 @@ def same_view_loss(teacher_logits: Tensor, logits: Tensor, num_global: int, temp
     return CropLosses(losses[:num_global].mean(), on_local.mean() if len(on_local) else losses.new_zeros(()))
 
 
-def patch_loss(
-    targets: Tensor, logits: Tensor, weights: Tensor, num_images: int, temperature: float = 0.1
-) -> Tensor:
+def patch_loss(targets: Tensor, logits: Tensor, weights: Tensor, num_images: int, temperature: float = 0.1) -> Tensor:
     """Masked patch loss (iBOT, Sec. 3.2): every masked image counts the same.
 
     Args:

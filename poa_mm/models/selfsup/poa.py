@@ -102,9 +102,7 @@ class POA(BaseSelfSupervisor):
         backbone = MODELS.build(backbone) if isinstance(backbone, dict) else backbone
         if isinstance(head, dict):
             head = MODELS.build({'in_channels': backbone.feature_channels, **head})
-        super().__init__(
-            backbone=backbone, head=head, data_preprocessor=data_preprocessor, init_cfg=init_cfg
-        )
+        super().__init__(backbone=backbone, head=head, data_preprocessor=data_preprocessor, init_cfg=init_cfg)
         weights = dict(
             weight_is=weight_is,
             weight_es1=weight_es1,
@@ -195,14 +193,8 @@ class POA(BaseSelfSupervisor):
         logits = self.teacher['head'](rows)
         has_patches = self.patch_loss_active and self.patch_weight > 0
         return TeacherTargets(
-            cls=[
-                centre(head[:num_cls], self.teacher_temp)
-                for centre, head in zip(self.class_centering, logits)
-            ],
-            patch=[
-                centre(head[num_cls:], self.teacher_temp)
-                for centre, head in zip(self.patch_centering, logits)
-            ]
+            cls=[centre(head[:num_cls], self.teacher_temp) for centre, head in zip(self.class_centering, logits)],
+            patch=[centre(head[num_cls:], self.teacher_temp) for centre, head in zip(self.patch_centering, logits)]
             if has_patches
             else [],
         )
@@ -215,13 +207,9 @@ class POA(BaseSelfSupervisor):
             rows.append(self.backbone.extract_features(batch.local_views, subnet).cls)
         num_cls = sum(map(len, rows))
         logits = self.head(torch.cat([*rows, patches[batch.masks]]))  # ((2 + L) * B + M, K) for each head
-        return StudentOutput(
-            features, [head[:num_cls] for head in logits], [head[num_cls:] for head in logits]
-        )
+        return StudentOutput(features, [head[:num_cls] for head in logits], [head[num_cls:] for head in logits])
 
-    def loss_terms(
-        self, batch: MultiCropBatch, targets: TeacherTargets, subnet: Subnet | None
-    ) -> dict[str, Tensor]:
+    def loss_terms(self, batch: MultiCropBatch, targets: TeacherTargets, subnet: Subnet | None) -> dict[str, Tensor]:
         """Every term of the loss, unweighted: ``(heads,)`` for those on prototypes, a scalar for KoLeo."""
         terms: dict[str, Tensor] = {}
         students = []

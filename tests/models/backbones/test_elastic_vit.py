@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from poa_mm.elastic import ElasticLinear, Subnet
 from poa_mm.models import ElasticVisionTransformer
-from poa_mm.models.backbones.elastic_vit import add_branch
+from poa_mm.models.backbones.elastic_transformer import add_branch
 
 ARCH = dict(embed_dims=64, num_layers=4, num_heads=4, feedforward_channels=256)
 SUBNETS = [Subnet(width, depth) for width in (32, 48, 64) for depth in (2, 3, 4)]

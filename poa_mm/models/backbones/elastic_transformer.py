@@ -1,0 +1,119 @@
+"""Elastic layers of transformers, under the attribute names of mmpretrain's.
+
+A slice of their state dict is a state dict of the stock network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+
+import torch
+from mmcv.cnn.bricks.transformer import PatchEmbed
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from poa_mm.elastic import ElasticLayer, ElasticLayerNorm, ElasticLayerScale, ElasticLinear, leading
+
+
+def add_branch(x: Tensor, branch: Callable[[Tensor], Tensor], drop_rate: float) -> Tensor:
+    """``x + branch(x)``, computed for a random part of the batch only (stochastic depth).
+
+    ``floor(B * (1 - drop_rate))`` samples, at least one, go through ``branch``; their residual is
+    scaled by ``B / kept``. The others cost nothing.
+
+    Args:
+        x: ``(B, ...)``.
+        branch: Residual branch.
+        drop_rate: Share of the batch left out, in ``[0, 1)``.
+    """
+    if drop_rate == 0:
+        return x + branch(x)
+    batch = len(x)
+    kept = torch.randperm(batch, device=x.device)[: max(int(batch * (1 - drop_rate)), 1)]
+    return x.index_add(0, kept, branch(x[kept]).to(x.dtype), alpha=batch / len(kept))
+
+
+def _layer_scale(width: int, init_value: float) -> nn.Module:
+    return ElasticLayerScale(width, init_value) if init_value > 0 else nn.Identity()
+
+
+class ElasticPatchEmbed(PatchEmbed, ElasticLayer):
+    """Patch projection; the one layer that is told the width, since its input is never cut."""
+
+    def forward(self, x: Tensor, width: int) -> tuple[Tensor, tuple[int, int]]:
+        """Images ``(B, C, H, W)`` to tokens ``(B, N, width)`` and their grid ``(rows, columns)``."""
+        if self.adaptive_padding:
+            x = self.adaptive_padding(x)
+        conv = self.projection
+        if width < self.embed_dims:
+            x = F.conv2d(x, conv.weight[:width], leading(conv.bias, width), conv.stride)
+        else:
+            x = conv(x)
+        return x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3])
+
+    def sliced_state(self, ratio: Fraction) -> dict[str, Tensor]:
+        width = int(self.embed_dims * ratio)
+        weight, bias = self.projection.weight[:width], leading(self.projection.bias, width)
+        return {'projection.weight': weight.clone(), 'projection.bias': bias.clone()}
+
+
+class ElasticAttention(BaseModule):
+    """Self-attention over however many heads of ``head_dim`` channels arrive."""
+
+    def __init__(self, width: int, head_dim: int, qkv_bias: bool, layer_scale_init_value: float):
+        super().__init__()
+        self.head_dim = head_dim
+        self.qkv = ElasticLinear(width, 3 * width, bias=qkv_bias, stacked=3)
+        self.proj = ElasticLinear(width, width)
+        self.gamma1 = _layer_scale(width, layer_scale_init_value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, N, width)`` to the same."""
+        qkv = self.qkv(x).unflatten(-1, (3, -1, self.head_dim))  # (B, N, 3, heads, head_dim)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, N, head_dim)
+        x = F.scaled_dot_product_attention(query, key, value)
+        return self.gamma1(self.proj(x.transpose(1, 2).flatten(2)))
+
+
+class ElasticFFN(BaseModule):
+    """Two linear layers with GELU between."""
+
+    def __init__(self, width: int, hidden: int, layer_scale_init_value: float):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Sequential(ElasticLinear(width, hidden), nn.GELU()), ElasticLinear(hidden, width)
+        )
+        self.gamma2 = _layer_scale(width, layer_scale_init_value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, N, width)`` to the same."""
+        return self.gamma2(self.layers(x))
+
+
+class ElasticEncoderLayer(BaseModule):
+    """One pre-norm transformer block."""
+
+    def __init__(
+        self,
+        width: int,
+        head_dim: int,
+        hidden: int,
+        qkv_bias: bool,
+        norm_eps: float,
+        layer_scale_init_value: float,
+        drop_path_rate: float,
+    ):
+        super().__init__()
+        self.drop_path_rate = drop_path_rate
+        self.ln1 = ElasticLayerNorm(width, norm_eps)
+        self.attn = ElasticAttention(width, head_dim, qkv_bias, layer_scale_init_value)
+        self.ln2 = ElasticLayerNorm(width, norm_eps)
+        self.ffn = ElasticFFN(width, hidden, layer_scale_init_value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, N, width)`` to the same."""
+        drop_rate = self.drop_path_rate if self.training else 0.0
+        x = add_branch(x, lambda x: self.attn(self.ln1(x)), drop_rate)
+        return add_branch(x, lambda x: self.ffn(self.ln2(x)), drop_rate)
