@@ -2,7 +2,7 @@
 
 _base_ = '../_base_/default_runtime.py'
 
-max_iters = 1200
+max_iters = 1000
 warmup_iters = 100
 batch_size = 64
 
@@ -22,8 +22,8 @@ model = dict(
     head=dict(
         type='MultiPrototypeHead',
         num_prototypes=[64, 128],
-        hidden_channels=192,
-        bottleneck_channels=64,
+        hidden_channels=128,
+        bottleneck_channels=16,
         init_cfg=dict(type='TruncNormal', layer='Linear', std=0.1, bias=0.0),
     ),
 )

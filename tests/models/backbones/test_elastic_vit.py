@@ -8,7 +8,6 @@ from torch.testing import assert_close
 
 from poa_mm.elastic import ElasticLinear, Subnet
 from poa_mm.models import ElasticVisionTransformer
-from poa_mm.models.backbones.elastic_transformer import add_branch
 
 ARCH = dict(embed_dims=64, num_layers=4, num_heads=4, feedforward_channels=256)
 SUBNETS = [Subnet(width, depth) for width in (32, 48, 64) for depth in (2, 3, 4)]
@@ -202,6 +201,21 @@ def test_mask_grid(network, size, grid):
     assert network.patch_embed(torch.zeros(1, 3, *size), 32)[1] == grid
 
 
+@torch.no_grad()
+def test_drop_path_is_for_training_only(elastic_vit):
+    plain, dropping = elastic_vit(), elastic_vit(drop_path_rate=0.5)
+    assert all(layer.drop_path_rate == 0.5 for layer in dropping.layers)
+    image = torch.randn(4, 3, 64, 64)
+    expected = plain.extract_features(image).cls
+    assert torch.equal(dropping.extract_features(image).cls, expected)
+    dropping.train()
+    first, second = dropping.extract_features(image).cls, dropping.extract_features(image).cls
+    assert not torch.allclose(first, expected) and not torch.allclose(first, second)
+    plain.train()
+    assert torch.equal(plain.extract_features(image).cls, expected)
+    plain.eval()
+
+
 # --- users' mistakes ---
 
 
@@ -254,60 +268,6 @@ def test_bad_options_are_refused(options, message):
     settings = dict(arch=ARCH, widths=(32, 48, 64), depths=(2, 3, 4), img_size=64)
     with pytest.raises(ValueError, match=message):
         ElasticVisionTransformer(**settings | options)
-
-
-# --- drop path ---
-
-
-def test_branch_is_computed_for_the_kept_samples_only():
-    computed = []
-
-    def branch(x):
-        computed.append(len(x))
-        return x
-
-    for rate in (0.0, 0.25, 0.3, 0.9, 0.99):
-        add_branch(torch.randn(8, 2), branch, rate)
-    assert computed == [8, 6, 5, 1, 1]
-
-
-def test_dropped_samples_pass_and_kept_ones_are_scaled():
-    x = torch.randn(8, 3)
-    out = add_branch(x, lambda x: 2 * x, 0.25)
-    dropped = (out == x).all(dim=1)
-    assert dropped.sum() == 2
-    assert_close(out[~dropped], x[~dropped] * (1 + 2 * 8 / 6))
-
-
-def test_drop_path_keeps_the_expectation():
-    """Over many draws every sample gets its residual once on average, and all take their turn to be dropped."""
-    x, residual = torch.zeros(5, 1), torch.arange(1.0, 6).unsqueeze(1)
-    draws = torch.stack([add_branch(x + residual, lambda x: x, 0.4) - residual for _ in range(3000)])
-    assert_close(draws.mean(dim=0), residual, rtol=0.06, atol=0)
-    assert_close((draws == 0).float().mean(dim=0), torch.full((5, 1), 0.4), rtol=0, atol=0.05)
-
-
-def test_gradient_of_dropped_samples_is_the_identity():
-    x = torch.randn(8, 3, requires_grad=True)
-    out = add_branch(x, lambda x: 2 * x, 0.5)
-    out.sum().backward()
-    dropped = (out == x).all(dim=1)
-    assert_close(x.grad, torch.where(dropped.unsqueeze(1), 1.0, 5.0).expand(8, 3))
-
-
-@torch.no_grad()
-def test_drop_path_is_for_training_only(elastic_vit):
-    plain, dropping = elastic_vit(), elastic_vit(drop_path_rate=0.5)
-    assert all(layer.drop_path_rate == 0.5 for layer in dropping.layers)
-    image = torch.randn(4, 3, 64, 64)
-    expected = plain.extract_features(image).cls
-    assert torch.equal(dropping.extract_features(image).cls, expected)
-    dropping.train()
-    first, second = dropping.extract_features(image).cls, dropping.extract_features(image).cls
-    assert not torch.allclose(first, expected) and not torch.allclose(first, second)
-    plain.train()
-    assert torch.equal(plain.extract_features(image).cls, expected)
-    plain.eval()
 
 
 # --- default spaces, initialisation, checkpoints ---

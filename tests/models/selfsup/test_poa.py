@@ -215,19 +215,27 @@ def test_weights_scale_their_terms(make_poa):
     assert_close(two['loss'], expected)
 
 
-def test_koleo_is_the_mean_over_the_students(make_poa):
-    model = make_poa()
-    model.deck = always(SUBNET)
-    views = torch.cat(make_data()['inputs'][:2])
+@pytest.mark.parametrize(
+    'weights, students',
+    [
+        ({}, [None, SUBNET]),
+        (dict(weight_es1=0, weight_es2=0), [None]),
+        (dict(weight_is=0), [SUBNET]),
+        (dict(weight_is=0, weight_es2=0), [SUBNET]),
+    ],
+)
+def test_koleo_is_the_mean_over_the_students_that_learn(make_poa, weights, students):
+    """The sum over the two global crops, each by itself."""
+    model = make_poa(**weights)
+    if model.deck is not None:
+        model.deck = always(SUBNET)
     model.patch_loss_active = False
-    expected = torch.stack(
-        [
-            model.koleo(crop)
-            for subnet in (None, SUBNET)
-            for crop in model.backbone.extract_features(views, subnet).cls.chunk(2)
-        ]
-    )
-    assert_close(model.loss(**make_data())['koleo'], expected.sum() / 2)
+    data = make_data()
+    expected = [
+        sum(model.koleo(model.backbone.extract_features(crop, subnet).cls) for crop in data['inputs'][:2])
+        for subnet in students
+    ]
+    assert_close(model.loss(**data)['koleo'], sum(expected).detach() / len(students))
 
 
 def test_losses_are_means_over_the_heads(make_poa):
