@@ -4,6 +4,8 @@ import json
 import os
 from pathlib import Path
 
+os.environ.setdefault('OMP_NUM_THREADS', '1')  # before torch: for tensors this small, threads only cost
+
 import pytest
 import torch
 

@@ -33,16 +33,19 @@ class SinkhornKnopp(nn.Module):
         ``N`` may be zero on some ranks: they still take part in the exchange.
         """
         logits = logits.float() / temperature
-        # One common shift cancels in the first scaling and keeps exp() finite at any temperature.
-        peak = logits.max() if len(logits) else logits.new_tensor(-torch.inf)
-        all_reduce(peak, op='max')
+        # exp() is taken relative to each sample's peak, so that none underflows as a whole. What a sample
+        # weighs against the others matters to the first share only: the scaling of its row cancels it.
+        peak = logits.amax(dim=1, keepdim=True) if len(logits) else logits.new_empty(0, 1)
+        highest = peak.max() if len(peak) else logits.new_tensor(-torch.inf)
+        all_reduce(highest, op='max')
         q = torch.exp(logits - peak)
-        tiny = torch.finfo(q.dtype).tiny
+        weight = torch.exp(peak - highest)  # (N, 1)
         for _ in range(self.iterations):
-            share = q.sum(dim=0)
+            share = (weight * q).sum(dim=0)
             all_reduce(share)
-            q /= share.clamp_(min=tiny)  # every prototype: one in all over the global batch
-            q /= q.sum(dim=1, keepdim=True).clamp_(min=tiny)  # every sample: one
+            q /= share.clamp_(min=1e-30)  # every prototype: one in all over the global batch
+            q /= q.sum(dim=1, keepdim=True)  # every sample: one
+            weight = torch.ones_like(weight)
         return q
 
 

@@ -40,19 +40,29 @@ class MultiCropBatch(NamedTuple):
             TypeError: If ``inputs`` is not a sequence of tensors.
             ValueError: If a shape breaks the contract or a mask is missing.
         """
-        if not isinstance(inputs, (list, tuple)) or not all(isinstance(view, Tensor) for view in inputs):
-            raise TypeError(f'inputs must be a list of views, tensors (B, C, H, W); got {type(inputs).__name__}')
-        shapes = [tuple(view.shape) for view in inputs]
-        if len(inputs) < 2 or len(set(shapes[:2])) != 1 or len(shapes[0]) != 4:
-            raise ValueError(f'the first two views must be global crops of one shape (B, C, H, W); got {shapes}')
-        if len(set(shapes[2:])) > 1 or any(shape[:2] != shapes[0][:2] for shape in shapes[2:]):
-            raise ValueError(f'the views from the third on must be local crops of one shape (B, C, h, w); got {shapes}')
+        check_views(inputs)
         global_views = torch.cat(list(inputs[:2]))
         if masked:
             masks = _stack_masks(data_samples, len(inputs[0]), mask_grid).to(global_views.device)
         else:
             masks = global_views.new_zeros(len(global_views), mask_grid[0] * mask_grid[1], dtype=torch.bool)
         return cls(global_views, torch.cat(list(inputs[2:])) if len(inputs) > 2 else None, masks)
+
+
+def check_views(inputs: Sequence[Tensor]) -> None:
+    """Check the views of a batch, see :meth:`MultiCropBatch.collate`.
+
+    Raises:
+        TypeError: If ``inputs`` is not a sequence of tensors.
+        ValueError: If there are fewer than two views or their shapes break the contract.
+    """
+    if not isinstance(inputs, (list, tuple)) or not all(isinstance(view, Tensor) for view in inputs):
+        raise TypeError(f'inputs must be a list of views, tensors (B, C, H, W); got {type(inputs).__name__}')
+    shapes = [tuple(view.shape) for view in inputs]
+    if len(inputs) < 2 or len(set(shapes[:2])) != 1 or len(shapes[0]) != 4:
+        raise ValueError(f'the first two views must be global crops of one shape (B, C, H, W); got {shapes}')
+    if len(set(shapes[2:])) > 1 or any(shape[:2] != shapes[0][:2] for shape in shapes[2:]):
+        raise ValueError(f'the views from the third on must be local crops of one shape (B, C, h, w); got {shapes}')
 
 
 def _stack_masks(data_samples: Sequence | None, batch: int, mask_grid: tuple[int, int]) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from poa_mm.elastic import Subnet, SubnetDeck
 
 from ..losses import CropLosses, class_loss, patch_loss, same_view_loss
-from .batch import MultiCropBatch
+from .batch import MultiCropBatch, check_views
 
 
 class TeacherTargets(NamedTuple):
@@ -175,6 +175,7 @@ class POA(BaseSelfSupervisor):
         Raises:
             TypeError, ValueError: If the batch breaks the contract.
         """
+        check_views(inputs)  # before a size is read off one
         grid = self.backbone.mask_grid(tuple(inputs[0].shape[-2:]))
         batch = MultiCropBatch.collate(
             inputs, data_samples, grid, masked=self.patch_loss_active and self.patch_weight > 0

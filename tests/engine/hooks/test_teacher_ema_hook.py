@@ -55,9 +55,7 @@ def test_no_update_without_an_optimizer_step(run_config, build_runner):
     run_config.custom_hooks[0].momentum = (0.5, 0.5)
     record = Record()
     build_runner(run_config, [record]).train()
-    moved = [
-        any(not torch.equal(*pair) for pair in zip(record.teacher[i], record.teacher[i + 1])) for i in range(4)
-    ]
+    moved = [any(not torch.equal(*pair) for pair in zip(record.teacher[i], record.teacher[i + 1])) for i in range(4)]
     assert moved == [False, True, False, True]
 
 
@@ -84,9 +82,7 @@ def test_overflow_under_a_gradient_scaler_leaves_the_teacher_alone(run_config, b
 
     record = Record()
     build_runner(run_config, [record, Overflow()]).train()
-    moved = [
-        any(not torch.equal(*pair) for pair in zip(record.teacher[i], record.teacher[i + 1])) for i in range(4)
-    ]
+    moved = [any(not torch.equal(*pair) for pair in zip(record.teacher[i], record.teacher[i + 1])) for i in range(4)]
     assert moved == [False, True, False, True]
 
 

@@ -46,11 +46,7 @@ def test_learning_rates_by_hand(settings, name, lr_scale):
 
 def test_no_decay_on_bias_norm_and_layer_scale(settings):
     spared = {name for name, group in settings.items() if group['weight_decay'] == 0}
-    assert spared == {
-        name
-        for name in settings
-        if name.endswith('.bias') or '.ln' in name or '.gamma' in name
-    }
+    assert spared == {name for name in settings if name.endswith('.bias') or '.ln' in name or '.gamma' in name}
     assert all(settings[name]['weight_decay'] == 0.04 for name in set(settings) - spared)
 
 

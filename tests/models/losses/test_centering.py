@@ -55,7 +55,19 @@ def test_prototypes_balance_with_more_iterations():
 def test_sinkhorn_stays_finite(num_rows, num_prototypes, scale, temperature):
     targets = SinkhornKnopp()(scale * torch.randn(num_rows, num_prototypes), temperature)
     assert targets.isfinite().all()
-    assert (targets.sum(dim=1) <= 1 + 1e-5).all()
+    assert_close(targets.sum(dim=1), torch.ones(num_rows))
+
+
+def test_a_sample_far_below_the_others_still_has_a_target():
+    logits = torch.randn(4, 8)
+    logits[0] -= 200
+    targets = SinkhornKnopp()(logits, 1.0)
+    assert_close(targets.sum(dim=1), torch.ones(4))
+    expected = logits.double().exp()  # does not underflow
+    for _ in range(3):
+        expected /= expected.sum(dim=0)
+        expected /= expected.sum(dim=1, keepdim=True)
+    assert_close(targets, expected.float())
 
 
 def test_common_shift_of_all_logits_does_not_matter():

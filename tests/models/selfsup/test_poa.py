@@ -271,6 +271,11 @@ def test_bad_weights_are_refused(weights):
         POA(backbone=BACKBONE, head=HEAD, **weights)
 
 
+def test_a_batch_without_views_is_refused(make_poa):
+    with pytest.raises(ValueError, match='the first two views must be global crops'):
+        make_poa().loss([])
+
+
 # --- the patch loss and its switch ---
 
 
