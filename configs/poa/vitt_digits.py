@@ -1,9 +1,32 @@
-"""POA on scikit-learn's handwritten digits: the demo, 8 x 8 pixels, on a CPU in minutes."""
+"""POA on scikit-learn's handwritten digits: the demo, 8 x 8 pixels, on a CPU in minutes.
+
+`make demo` pre-trains on the 1,433 training images without their labels and scores all 16 subnets by k-NN on the
+364 test images: 4.5 minutes on 2 CPU cores, of which training takes 4 (0.24 s a step).
+
+| k-NN accuracy | seed 0 | seed 1 | seed 2 |
+|---|---|---|---|
+| 48x3, the smallest | 0.959 | 0.953 | 0.959 |
+| 80x5 | 0.970 | 0.970 | 0.975 |
+| 96x6, the largest | 0.970 | 0.973 | 0.984 |
+| the worst of all 16 | 0.953 | 0.953 | 0.953 |
+| untrained, worst to best | 0.08-0.15 | 0.07-0.14 | 0.09-0.15 |
+
+Settings were chosen on `fit` and `val`, the two parts of the training images, not on the test images. What differs
+from the paper's recipe, and why:
+
+- Four patches an image and mild crops, two of them local; no flip and no colour: they would change the digit or do
+  nothing. A local crop is a smaller part of the digit, resized to the size of a global one.
+- Two heads with few prototypes: Sinkhorn-Knopp shares them out over the 128 global crops of a batch.
+- Larger initial weights, for narrow layers; one learning rate for all layers, for there are few of them.
+- 1,000 steps instead of 276,800: a teacher and an AdamW with a shorter memory, and a ramp of 300 steps for all that
+  starts late. KoLeo gets the features going; then the class and patch losses take over.
+"""
 
 _base_ = '../_base_/default_runtime.py'
 
 max_iters = 1000
 warmup_iters = 100
+ramp_iters = 300
 batch_size = 64
 
 # --- model -----------------------------------------------------------------------------------
@@ -17,12 +40,14 @@ model = dict(
         depths=[3, 4, 5, 6],
         img_size=8,
         patch_size=4,
+        # The default of 0.02 suits widths around 1,000; with 0.1, untrained features already tell digits apart.
         init_cfg=dict(type='TruncNormal', layer='Linear', std=0.04, bias=0.0),
     ),
     head=dict(
         type='MultiPrototypeHead',
         num_prototypes=[64, 128],
         hidden_channels=128,
+        # Far below the number of prototypes: with 64 channels, the heads settled on one output for every image.
         bottleneck_channels=16,
         init_cfg=dict(type='TruncNormal', layer='Linear', std=0.1, bias=0.0),
     ),
@@ -33,7 +58,7 @@ crop = dict(type='RandomResizedCrop', scale=8, crop_ratio_range=(0.6, 1.0), inte
 local_crop = dict(type='RandomResizedCrop', scale=8, crop_ratio_range=(0.35, 0.6), interpolation='bicubic')
 train_pipeline = [
     dict(type='MultiView', num_views=[2, 2], transforms=[[crop], [local_crop]]),
-    dict(type='BlockMask', grid=2, prob=0.5, ratio=(0.25, 0.5), min_patches=1),
+    dict(type='BlockMask', grid=2, prob=0.5, ratio=(0.25, 0.5), min_patches=1),  # one of the four patches
     dict(type='PackInputs'),
 ]
 train_dataloader = dict(
@@ -50,6 +75,8 @@ train_dataloader = dict(
 base_lr = 0.003
 optim_wrapper = dict(
     type='POAOptimWrapper',
+    # Before LayerScale opens, all features are alike and KoLeo's gradient is many times what follows; with 0.999,
+    # AdamW would remember it, and so take small steps, for the whole run.
     optimizer=dict(type='AdamW', lr=base_lr, betas=(0.9, 0.98), weight_decay=0.04),
     clip_grad=dict(max_norm=1.5),
     constructor='POAOptimWrapperConstructor',
@@ -72,9 +99,10 @@ custom_hooks = [
     dict(
         type='POAScheduleHook',
         teacher_temp=(0.04, 0.07),
-        teacher_temp_iters=300,
-        patch_loss_start=300,
-        freeze_prototypes_iters=300,
+        teacher_temp_iters=ramp_iters,
+        patch_loss_start=ramp_iters,
+        # Free prototypes give in to one output for every image while all features are alike.
+        freeze_prototypes_iters=ramp_iters,
     ),
     dict(type='SupernetCheckpointHook'),
 ]
