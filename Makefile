@@ -4,7 +4,7 @@ export STACK
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 # The path of the stack's environment, which is built when it is missing.
-PYTHON = $$(tools/make_env.sh $(STACK))/bin/python
+ENV_PYTHON = $$(tools/make_env.sh $(STACK))/bin/python
 
 .PHONY: help env demo test test-slow lint format
 
@@ -21,16 +21,16 @@ env:
 
 # One thread: as fast for a network this small, and much faster when the machine has other work.
 demo:
-	@python=$(PYTHON) && OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $$python tools/demo.py
+	@python=$(ENV_PYTHON) && OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $$python tools/demo.py
 
 test:
-	@python=$(PYTHON) && $$python -m pytest -q
+	@python=$(ENV_PYTHON) && $$python -m pytest -q
 
 test-slow:
-	@python=$(PYTHON) && $$python -m pytest -q -m slow
+	@python=$(ENV_PYTHON) && $$python -m pytest -q -m slow
 
 lint:
-	@python=$(PYTHON) && $$python -m ruff check . && $$python -m ruff format --check .
+	@python=$(ENV_PYTHON) && $$python -m ruff check . && $$python -m ruff format --check .
 
 format:
-	@python=$(PYTHON) && $$python -m ruff check --fix . ; $$python -m ruff format .
+	@python=$(ENV_PYTHON) && $$python -m ruff check --fix . ; $$python -m ruff format .

@@ -1,10 +1,9 @@
-"""Which versions of the libraries below are supported, checked at import."""
+"""Which versions of the libraries below are supported, checked before any of them is imported."""
 
 from __future__ import annotations
 
-from importlib import import_module
-
-from mmengine.utils import digit_version
+import re
+from importlib.metadata import PackageNotFoundError, version
 
 # Lowest supported version and the first one that is not; the pins of the two stacks, which are what
 # the tests run on, are in requirements/.
@@ -26,29 +25,30 @@ def check_versions(versions: dict[str, str] | None = None) -> None:
         ImportError: If a library is missing or its version is not supported; names those that are.
     """
     if versions is None:
-        versions = {name: _version(name) for name in SUPPORTED}
+        versions = {name: _found_version(name) for name in SUPPORTED}
     wrong = [
         f'{name} {found} (supported: >={SUPPORTED[name][0]}, <{SUPPORTED[name][1]})'
         for name, found in versions.items()
-        if not _fits(name, found)
+        if not _numbers(SUPPORTED[name][0]) <= _numbers(found) < _numbers(SUPPORTED[name][1])
     ]
     if wrong:
         raise ImportError(
-            f'poa_mm does not support {"; ".join(wrong)}. Tested sets of versions: requirements/onedl.txt and '
-            'requirements/openmmlab.txt, or pip install poa_mm[onedl] or poa_mm[openmmlab].'
+            f'poa_mm does not support {"; ".join(wrong)}. Two sets of versions are tested, requirements/onedl.txt '
+            'and requirements/openmmlab.txt; `make env` installs them, README says how to do it by hand.'
         )
 
 
-def _version(name: str) -> str:
-    try:
-        return import_module(f'{name}.version').__version__
-    except ModuleNotFoundError:
-        return '(not installed)'
+def _found_version(name: str) -> str:
+    """Version by the installed package's metadata: importing a library may already fail on another's version."""
+    for distribution in (f'onedl-{name}', name):
+        try:
+            return version(distribution)
+        except PackageNotFoundError:
+            pass
+    return '(not installed)'
 
 
-def _fits(name: str, found: str) -> bool:
-    lowest, beyond = SUPPORTED[name]
-    try:
-        return digit_version(lowest) <= digit_version(found) < digit_version(beyond)
-    except (AssertionError, ValueError):  # not a version at all
-        return False
+def _numbers(found: str) -> tuple[int, ...]:
+    """``'2.10.0+cu128'`` as ``(2, 10, 0)``; of what is not a version, nothing, which is below all."""
+    numbers = re.match(r'\d+(\.\d+)*', found)
+    return tuple(map(int, numbers.group().split('.'))) if numbers else ()

@@ -25,6 +25,8 @@ def golden():
     def load(name):
         path = SHARED / 'golden' / f'{name}.safetensors'
         if not path.is_file():
+            if 'POA_MM_SHARED' in os.environ:
+                pytest.fail(f'POA_MM_SHARED is set, but there is no {path}')
             pytest.skip(f'no golden tensors {name!r}: set POA_MM_SHARED to the folder that holds golden/')
         from safetensors.torch import load_file
 

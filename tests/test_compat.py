@@ -1,4 +1,7 @@
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,3 +31,20 @@ def test_others_are_named_with_what_is_supported(version):
         check_versions({'torch': version, 'mmcv': '2.1.0'})
     assert 'mmcv 2.1.0' not in str(error.value)
     assert 'requirements/onedl.txt' in str(error.value)
+
+
+def test_a_library_too_old_is_named_before_it_is_imported(tmp_path):
+    """In a process that finds an mmcv which nothing else would accept, and which fails when imported."""
+    metadata = tmp_path / 'onedl_mmcv-1.7.0.dist-info' / 'METADATA'
+    metadata.parent.mkdir()
+    metadata.write_text('Metadata-Version: 2.1\nName: onedl-mmcv\nVersion: 1.7.0\n')
+    (tmp_path / 'mmcv.py').write_text("raise RuntimeError('imported')\n")
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, '-c', 'import poa_mm'],
+        env={**os.environ, 'PYTHONPATH': os.pathsep.join(map(str, (tmp_path, root)))},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert 'ImportError: poa_mm does not support mmcv 1.7.0 (supported: >=2.1.0, <2.4)' in done.stderr

@@ -57,7 +57,7 @@ def run_demo(cfg: Config, work_dir: Path) -> dict:
 
 
 def untrained_backbone(cfg: Config):
-    """The network as training will start it."""
+    """A network of the recipe before any training."""
     set_random_seed(cfg.randomness.seed)
     model = MODELS.build(cfg.model)
     model.init_weights()

@@ -48,6 +48,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> None:
         cfg.load_from = None if args.resume == 'auto' else args.resume
     if args.amp:
         wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
+        wrapper = wrapper if isinstance(wrapper, str) else wrapper.__name__  # a class, in a config in pure Python
         if wrapper not in (*AMP_WRAPPERS, *AMP_WRAPPERS.values()):
             raise ValueError(f'--amp does not go with optim_wrapper {wrapper!r}; valid: {", ".join(AMP_WRAPPERS)}')
         cfg.optim_wrapper.type = AMP_WRAPPERS.get(wrapper, wrapper)

@@ -26,7 +26,7 @@ def test_slurm_needs_gpus():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='about machines without a GPU')
 def test_wrapper_of_a_cpu_run_has_no_devices(monkeypatch):
-    monkeypatch.setattr(launch, 'init_distributed', lambda launcher: None)
+    monkeypatch.setattr(launch, 'init_distributed', lambda *args: None)
     cfg = Config(dict(find_unused_parameters=True, model_wrapper_cfg=dict(static_graph=True)))
     launch.prepare(cfg, 'pytorch')
     assert cfg.model_wrapper_cfg == dict(
@@ -36,3 +36,11 @@ def test_wrapper_of_a_cpu_run_has_no_devices(monkeypatch):
         static_graph=True,
         device_ids=None,
     )
+
+
+def test_timeout_of_the_config_is_used(monkeypatch):
+    found = []
+    monkeypatch.setattr(launch, 'init_distributed', lambda launcher, timeout: found.append(timeout))
+    launch.prepare(Config(dict(env_cfg=dict(dist_cfg=dict(backend='nccl', timeout=60)))), 'none')
+    launch.prepare(Config(dict()), 'none')
+    assert found == [60, None]

@@ -40,38 +40,74 @@ def test_mistakes_are_named(args, env, message):
     assert message in done.stderr
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason='about machines without a GPU')
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason='needs 2 processors')
-def test_two_processes_train_and_agree(tmp_path):
-    (tmp_path / 'dump_hook.py').write_text("""
+HOOK = """
 import torch
-from mmengine.dist import get_rank
+from mmengine.dist import all_reduce, get_rank
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
+from mmengine.registry import HOOKS, TRANSFORMS
+
+@TRANSFORMS.register_module()
+class MaskByIndex:
+    def __call__(self, results):
+        results['mask'] = torch.zeros(2, 4, dtype=torch.bool)
+        results['mask'][:, : results['sample_idx'] % 4] = True
+        results['mask'] = results['mask'].view(2, 2, 2)
+        return results
 
 @HOOKS.register_module()
 class DumpHook(Hook):
     def __init__(self, folder):
         self.folder = folder
 
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        loss = outputs['loss'].detach().clone()
+        all_reduce(loss, op='mean')
+        if batch_idx == 0:
+            torch.save(loss, f'{self.folder}/loss.pth')
+
     def after_train(self, runner):
         torch.save(runner.model.module.state_dict(), f'{self.folder}/rank{get_rank()}.pth')
-""")
-    config = tmp_path / 'config.py'
-    config.write_text(f"""
-_base_ = {str(CONFIG)!r}
+"""
+# Nothing random but the order of the images, which is the same: the global batch does not depend on the ranks.
+RUN = """
+_base_ = {base!r}
 custom_imports = dict(imports=['poa_mm', 'dump_hook'])
-custom_hooks = [*_base_.custom_hooks, dict(type='DumpHook', folder={str(tmp_path)!r})]
-train_dataloader = dict(batch_size=8)
+custom_hooks = [*_base_.custom_hooks, dict(type='DumpHook', folder={folder!r})]
+model = dict(koleo_weight=0.0, deck=dict(sync=True))
+flip = dict(type='RandomFlip', prob=1.0)
+crop = dict(type='CenterCrop', crop_size=4)
+resize = dict(type='Resize', scale=(8, 8))
+pipeline = [
+    dict(type='MultiView', num_views=[1, 1, 1], transforms=[[resize], [flip], [crop, resize]]),
+    dict(type='MaskByIndex'),
+    dict(type='PackInputs'),
+]
+train_dataloader = dict(batch_size={batch_size}, num_workers=0, persistent_workers=False,
+                        dataset=dict(_delete_=True, type='Digits', pipeline=pipeline))
 train_cfg = dict(max_iters=3)
 log_level = 'ERROR'
-""")
+"""
+
+
+def run_on(processes, folder):
+    """Train on a global batch of 16; the loss of the first step, the mean over the ranks, and all final weights."""
+    folder.mkdir()
+    (folder / 'dump_hook.py').write_text(HOOK)
+    config = folder / 'config.py'
+    config.write_text(RUN.format(base=str(CONFIG), folder=str(folder), batch_size=16 // processes))
     # A run after the ramps of the recipe would have started: every loss takes part.
-    done = dist_train(
-        config, 2, '--work-dir', tmp_path / 'work', '--cfg-options', 'custom_hooks.1.patch_loss_start=0',
-        PYTHONPATH=str(tmp_path),
-    )  # fmt: skip
+    options = ['--cfg-options', 'custom_hooks.1.patch_loss_start=0', 'custom_hooks.1.freeze_prototypes_iters=0']
+    done = dist_train(config, processes, '--work-dir', folder / 'work', *options, PYTHONPATH=str(folder))
     assert done.returncode == 0, done.stderr
-    first, second = (torch.load(tmp_path / f'rank{rank}.pth') for rank in range(2))
+    assert (folder / 'work' / 'iter_3.pth').is_file()
+    return torch.load(folder / 'loss.pth'), [torch.load(folder / f'rank{rank}.pth') for rank in range(processes)]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='about machines without a GPU')
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason='needs 2 processors')
+def test_two_processes_train_as_one_and_agree(tmp_path):
+    loss, (first, second) = run_on(2, tmp_path / 'two')
     assert_close(first, second, rtol=0, atol=0)
-    assert (tmp_path / 'work' / 'iter_3.pth').is_file()
+    expected, (alone,) = run_on(1, tmp_path / 'one')
+    assert_close(loss, expected, rtol=0, atol=1e-4)
+    assert first.keys() == alone.keys()

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.optim import OptimWrapper
 
 sys.path.insert(0, str(Path(__file__).parents[2] / 'tools'))
 import train
@@ -52,6 +53,15 @@ def test_amp_chooses_the_counterpart(monkeypatch):
     assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
     with pytest.raises(ValueError, match="'ApexOptimWrapper'; valid: OptimWrapper, POAOptimWrapper"):
         arguments(monkeypatch, '--amp', '--cfg-options', 'optim_wrapper.type=ApexOptimWrapper')
+
+
+def test_amp_knows_the_class_of_a_config_in_pure_python(monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['train.py', str(BASE), '--amp'])
+    args = train.parse_args()
+    cfg = Config.fromfile(args.config)
+    cfg.optim_wrapper.type = OptimWrapper
+    train.merge_args(cfg, args)
+    assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
 
 
 def test_trains_a_downstream_config(tmp_path, monkeypatch):

@@ -19,6 +19,8 @@ class SupernetCheckpointHook(Hook):
     seeded with the run's seed and goes on where it was after a resume, on every rank.
     """
 
+    _loaded: dict | None = None
+
     def before_run(self, runner: Runner) -> None:
         """Seed the deck with rank 0's seed: a runner's own may differ by rank, the deck's state must not."""
         deck = self._deck(runner)
@@ -27,6 +29,16 @@ class SupernetCheckpointHook(Hook):
             broadcast_object_list(seed)
             deck.seed = seed[0]
 
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Keep the deck's state until it is known whether this is a resume."""
+        self._loaded = checkpoint.get(SUPERNET_KEY, {}).get('deck')
+
+    def before_train(self, runner: Runner) -> None:
+        """Restore the deck of a resumed run; one that only starts from weights (``load_from``) has its own."""
+        deck = self._deck(runner)
+        if deck is not None and self._loaded is not None and runner.iter > 0:
+            deck.load_state_dict(self._loaded)
+
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Add the entry ``poa``. Runs on rank 0 only, where the deck's state is that of all ranks."""
         deck = self._deck(runner)
@@ -34,13 +46,6 @@ class SupernetCheckpointHook(Hook):
         model = {'data_preprocessor': runner.cfg.get('data_preprocessor') or {}, **runner.cfg.model}
         entry = describe_supernet(model)
         checkpoint[SUPERNET_KEY] = entry | ({'deck': deck.state_dict()} if deck is not None else {})
-
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Restore the deck."""
-        deck = self._deck(runner)
-        state = checkpoint.get(SUPERNET_KEY, {}).get('deck')
-        if deck is not None and state is not None:
-            deck.load_state_dict(state)
 
     @staticmethod
     def _deck(runner: Runner):

@@ -80,7 +80,7 @@ class POA(BaseSelfSupervisor):
         init_cfg: mmengine's initialisation config. Default: None.
 
     Raises:
-        ValueError: If a weight is negative or no student has anything to learn.
+        ValueError: If a weight is negative, no student has anything to learn or ``deck`` sets anything else.
     """
 
     def __init__(
@@ -129,7 +129,10 @@ class POA(BaseSelfSupervisor):
             for _ in range(2)
         )
         self.koleo = MODELS.build(dict(type='KoLeoLoss'))
-        self.deck = SubnetDeck(backbone.space, rank=get_rank(), **(deck or {})) if self.runs_elastic else None
+        deck = deck or {}
+        if not set(deck) <= {'sync', 'select_scale'}:
+            raise ValueError(f'deck {dict(deck)} may set sync and select_scale; its seed is that of the run')
+        self.deck = SubnetDeck(backbone.space, rank=get_rank(), **deck) if self.runs_elastic else None
 
     @property
     def runs_elastic(self) -> bool:
@@ -214,12 +217,15 @@ class POA(BaseSelfSupervisor):
         """Every term of the loss, unweighted: ``(heads,)`` for those on prototypes, a scalar for KoLeo."""
         terms: dict[str, Tensor] = {}
         students = []
-        with torch.set_grad_enabled(self.weight_is > 0 and torch.is_grad_enabled()):
-            if self.weight_is > 0 or self.weight_es2 > 0:
-                intact = self.student_output(batch, None)
         if self.weight_is > 0:
+            intact = self.student_output(batch, None)
             terms |= self._cross_view_terms('L_IS', batch, targets, intact)
             students.append(intact)
+        elif self.weight_es2 > 0:
+            with torch.no_grad():
+                intact = self.student_output(batch, None)
+            # Autocast has kept casts of the weights that carry no gradient; the elastic student needs its own.
+            torch.clear_autocast_cache()
         if self.runs_elastic:
             elastic = self.student_output(batch, subnet)
             students.append(elastic)

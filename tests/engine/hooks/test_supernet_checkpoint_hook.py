@@ -43,6 +43,16 @@ def test_deck_goes_on_after_resume(run_config, build_runner):
     assert again == dealt[3:]
 
 
+def test_a_run_that_starts_from_weights_has_a_deck_of_its_own(run_config, build_runner):
+    build_runner(run_config).train()
+    run_config.load_from = str(Path(run_config.work_dir, 'iter_4.pth'))
+    run_config.work_dir += '_second'
+    run_config.randomness.seed = 3
+    runner = build_runner(run_config)
+    runner.train()
+    assert runner.model.deck.state_dict() == {'seed': 3, 'dealt': 4}
+
+
 def test_deck_follows_the_seed_of_the_run(run_config, build_runner):
     run_config.randomness.seed = 7
     runner = build_runner(run_config)

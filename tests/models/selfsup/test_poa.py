@@ -276,6 +276,26 @@ def test_a_batch_without_views_is_refused(make_poa):
         make_poa().loss([])
 
 
+@pytest.mark.parametrize('weights', [{}, dict(weight_is=0), dict(weight_is=0, weight_es1=0)], ids=str)
+def test_mixed_precision_gives_gradients_to_the_same_parameters(make_poa, weights):
+    """Autocast keeps casts of weights; those of a pass without gradient must not serve one with."""
+
+    def trained(autocast):
+        model = make_poa(**weights)
+        model.deck = always(SUBNET)
+        with torch.autocast('cpu', dtype=torch.bfloat16, enabled=autocast):
+            losses = model.loss(**make_data())
+        losses['loss'].backward()
+        return {name for name, param in model.named_parameters() if param.grad is not None}
+
+    assert trained(autocast=True) == trained(autocast=False)
+
+
+def test_deck_takes_no_seed():
+    with pytest.raises(ValueError, match='may set sync and select_scale'):
+        POA(backbone=BACKBONE, head=HEAD, deck=dict(seed=1))
+
+
 # --- the patch loss and its switch ---
 
 
@@ -418,14 +438,14 @@ def test_features_are_the_teachers(make_poa):
 
 
 def test_each_step_deals_a_card(make_poa):
-    model = make_poa(deck=dict(seed=3))
+    model = make_poa()
     ran = []
     loss_terms = model.loss_terms
     model.loss_terms = lambda batch, targets, subnet: ran.append(subnet) or loss_terms(batch, targets, subnet)
     for _ in range(3):
         model.loss(**make_data())
     assert model.deck.dealt == 3
-    other = make_poa(deck=dict(seed=3)).deck
+    other = make_poa().deck
     assert ran == [other.deal() for _ in range(3)]
 
 
