@@ -34,7 +34,7 @@ def init_distributed(launcher: str, timeout: float | None = None) -> None:
         init_dist(launcher, **({} if timeout is None else {'timeout': timeout}))
     elif launcher == 'pytorch':
         os.environ.setdefault('LOCAL_RANK', '0')
-        torch_dist.init_process_group('gloo', timeout=None if timeout is None else timedelta(seconds=timeout))
+        torch_dist.init_process_group('gloo', **({} if timeout is None else {'timeout': timedelta(seconds=timeout)}))
     else:
         raise ValueError(f"launcher {launcher!r} needs GPUs; without, use 'pytorch' (torchrun)")
 
