@@ -95,7 +95,8 @@ knn_loader = dict(batch_size=512, num_workers=0)
 knn_pipeline = [dict(type='PackInputs')]
 knn = dict(
     bank=dict(**knn_loader, dataset=dict(**dataset, split='train', pipeline=knn_pipeline)),
-    query=dict(**knn_loader, dataset=dict(**dataset, split='test', pipeline=knn_pipeline)),
+    # mmpretrain's class chooses its files by test_mode, whatever the split.
+    query=dict(**knn_loader, dataset=dict(**dataset, split='test', test_mode=True, pipeline=knn_pipeline)),
     ks=(10, 20),
     temperature=0.07,
 )

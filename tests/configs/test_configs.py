@@ -1,15 +1,17 @@
 """Every shipped config builds, and the recipe's numbers are those of the paper."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import HOOKS, MODELS, PARAM_SCHEDULERS, TRANSFORMS, init_default_scope
+from mmengine.registry import DATASETS, HOOKS, MODELS, PARAM_SCHEDULERS, TRANSFORMS, init_default_scope
 
 from poa_mm.engine.hooks.teacher_ema_hook import cosine
 
+SHARED = Path(os.environ.get('POA_MM_SHARED', Path(__file__).resolve().parents[3] / 'shared'))
 CONFIGS = Path(__file__).parents[2] / 'configs'
 PRETRAINING = sorted((CONFIGS / 'poa').glob('*.py'))
 
@@ -47,6 +49,16 @@ def test_builds(path):
     assert TRANSFORMS.build(mask).grid == grid
     assert cfg.train_cfg.max_iters == max(scheduler.end for scheduler in cfg.param_scheduler)
     assert {'bank', 'query'} <= set(cfg.knn)
+
+
+def test_fashion_mnist_is_scored_on_its_test_part():
+    path = SHARED / 'data' / 'fashion_mnist'
+    if not path.is_dir():
+        pytest.skip('no Fashion-MNIST: set POA_MM_SHARED to the folder that holds data/fashion_mnist')
+    knn = Config.fromfile(CONFIGS / 'poa' / 'vitt_fmnist.py').knn
+    sizes = [len(DATASETS.build(dict(knn[part].dataset, data_root=str(path)))) for part in ('bank', 'query')]
+    assert sizes[0] == 60_000
+    assert 9_000 < sizes[1] <= 10_000
 
 
 def test_supernet_of_the_recipe(vitl):
