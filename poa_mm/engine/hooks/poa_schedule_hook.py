@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+
+from .model import model_of
 
 
 @HOOKS.register_module()
@@ -70,7 +71,7 @@ class POAScheduleHook(Hook):
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
         """Set the values of this iteration."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = model_of(runner)
         model.teacher_temp = self.teacher_temp_at(runner.iter)
         model.patch_loss_active = runner.iter >= self.patch_loss_start
         runner.message_hub.update_scalar('train/teacher_temp', model.teacher_temp)

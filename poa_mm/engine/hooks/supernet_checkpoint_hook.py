@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from mmengine.dist import broadcast_object_list
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from ..checkpoint import SUPERNET_KEY, describe_supernet
+from .model import model_of
 
 
 @HOOKS.register_module()
@@ -49,5 +49,4 @@ class SupernetCheckpointHook(Hook):
 
     @staticmethod
     def _deck(runner: Runner):
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        return model.deck
+        return model_of(runner).deck

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch.optim import Optimizer
+
+from .model import model_of
 
 
 def cosine(start: float, end: float, step: float, total: float) -> float:
@@ -46,7 +47,7 @@ class TeacherEMAHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Find the pairs of parameters and listen to the optimizer."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = model_of(runner)
         pairs = []
         for name, student in model.student.items():
             pairs += zip(model.teacher[name].parameters(), student.parameters(), strict=True)
