@@ -1,0 +1,61 @@
+"""Compose scenes of many objects from Fashion-MNIST or digits, in the layouts of COCO 2017 and ADE20K.
+
+OUT can then serve as the folder `data/` of mmdet's and mmseg's configs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from poa_mm.datasets.scenes import NAMES, SOURCES, write_scenes
+from poa_mm.evaluation.progress import show_progress
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument('out', metavar='OUT', help='folder to write, new or empty')
+    parser.add_argument('--source', choices=SOURCES, default='fashion_mnist', help='digits need no data')
+    parser.add_argument(
+        '--data-root',
+        metavar='DIR',
+        default=os.environ.get('POA_FMNIST', 'data/fashion_mnist'),
+        help="folder with Fashion-MNIST's idx files; the environment variable POA_FMNIST changes the default",
+    )
+    parser.add_argument('--train', type=int, default=4000, metavar='N', help='number of training scenes')
+    parser.add_argument('--val', type=int, default=500, metavar='N', help='number of validation scenes')
+    parser.add_argument('--size', type=int, nargs='+', default=[128], metavar='PX', help='side, or height and width')
+    parser.add_argument(
+        '--objects', type=int, nargs=2, default=[3, 8], metavar=('MIN', 'MAX'), help='number of objects per scene'
+    )
+    parser.add_argument(
+        '--scale',
+        type=float,
+        nargs=2,
+        default=[0.15, 0.5],
+        metavar=('MIN', 'MAX'),
+        help='longer side of an object, in shorter sides of the scene',
+    )
+    parser.add_argument('--seed', type=int, default=0, help='seed of all random choices')
+    parser.add_argument(
+        '--names', choices=NAMES, default='own', help="categories: the source's ten, or the 80 of COCO (library)"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = vars(parse_args())
+    size = args.pop('size')
+    try:
+        with show_progress('scenes', args['train'] + args['val']) as progress:
+            write_scenes(args.pop('out'), size=size * 2 if len(size) == 1 else size, progress=progress, **args)
+    except (ValueError, OSError) as error:  # what users get wrong, in one line
+        print(f'fashion_scenes: {" ".join(str(error).split())}', file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == '__main__':
+    main()
