@@ -1,7 +1,7 @@
 """POA for OpenMMLab: pre-train one network, get every size of it.
 
-Importing the package registers its models, datasets, hooks and optimizer wrappers, so that
-``custom_imports = dict(imports=['poa_mm'])`` is all that a config needs.
+Importing the package registers its models, datasets, metrics, hooks, optimizer wrappers and the reading of
+safetensors, so that ``custom_imports = dict(imports=['poa_mm'])`` is all that a config needs.
 """
 
 from .compat import check_versions
@@ -9,6 +9,7 @@ from .version import __version__
 
 check_versions()
 
-from . import datasets, engine, models  # noqa: E402
+from . import datasets, engine, evaluation, models  # noqa: E402
+from .deploy import safetensors_loader  # noqa: E402, F401
 
-__all__ = ['__version__', 'datasets', 'engine', 'models']
+__all__ = ['__version__', 'datasets', 'engine', 'evaluation', 'models']

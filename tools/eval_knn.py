@@ -1,4 +1,4 @@
-"""Score the subnets of a pre-trained supernet by k-nearest neighbours."""
+"""Score the subnets of a pre-trained supernet, or one extracted from it, by k-nearest neighbours."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from mmengine.device import get_device
 from mmengine.dist import is_main_process
 from mmengine.registry import init_default_scope
 
-from poa_mm.engine.checkpoint import load_teacher
 from poa_mm.engine.launch import init_distributed
-from poa_mm.evaluation import evaluate_knn, print_table, save_report
+from poa_mm.evaluation import evaluate_knn, load_backbone, print_table, save_report
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help="config file with the entries 'model' and 'knn'")
-    parser.add_argument('checkpoint', help='checkpoint of the pre-training')
+    parser.add_argument(
+        'checkpoint',
+        nargs='?',
+        help="checkpoint of the pre-training or of the extracted network (default: the one in the config's init_cfg)",
+    )
     parser.add_argument(
         '--subnets', nargs='+', default=['all'], metavar='SUBNET', help='such as 384x12 or small (default: all)'
     )
@@ -42,7 +45,7 @@ def evaluate(args: argparse.Namespace) -> None:
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     init_distributed(args.launcher)
 
-    backbone, _ = load_teacher(args.checkpoint, backbone_cfg)
+    backbone = load_backbone(backbone_cfg, args.checkpoint)
     results = evaluate_knn(cfg, backbone.to(get_device()), None if 'all' in args.subnets else args.subnets)
     if is_main_process():
         work_dir = cfg.get('work_dir') or Path('work_dirs', Path(args.config).stem)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -19,6 +20,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('-o', '--out-dir', metavar='DIR', help='folder to write to')
     parser.add_argument(
         '--format', choices=('safetensors', 'pth'), default='safetensors', help='of the weights (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--for',
+        dest='libraries',
+        action='append',
+        default=[],
+        choices=('mmdet', 'mmseg', 'mmpretrain'),
+        help='write a config, too, that fine-tunes in this library; may be repeated',
     )
     parser.add_argument('--no-verify', action='store_true', help='do not compare with the supernet')
     args = parser.parse_args(argv)
@@ -57,6 +66,7 @@ def run(args: argparse.Namespace) -> None:
         args.out_dir,
         format=args.format,
         verify=not args.no_verify,
+        libraries=args.libraries,
         progress=lambda subnets: track(subnets, 'extracting', console=Console(stderr=True)),
     )
     rows = [
@@ -70,6 +80,8 @@ def run(args: argparse.Namespace) -> None:
         for entry in entries
     ]
     print_table(args.out_dir, ('subnet', 'file', 'params (M)', 'GFLOPs', 'max difference'), rows)
+    for config in entries[0]['configs'][1:]:
+        print(f'ready: tools/dist_train.sh {os.path.join(args.out_dir, config)} GPUS')
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import os.path as osp
+import sys
 
 from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from poa_mm.engine.launch import LAUNCHERS, prepare
+from poa_mm.engine.hooks.model import model_of
+from poa_mm.engine.launch import LAUNCHERS, prepare, read_config
+from poa_mm.engine.pretrained import load_pretrained
 
 AMP_WRAPPERS = {'OptimWrapper': 'AmpOptimWrapper', 'POAOptimWrapper': 'POAAmpOptimWrapper'}
 
@@ -25,6 +27,11 @@ def parse_args() -> argparse.Namespace:
         help='go on from this checkpoint; without a value, from the latest in the work dir',
     )
     parser.add_argument('--amp', action='store_true', help='train in mixed precision')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help="scale the learning rate by the batch size over the config's auto_scale_lr.base_batch_size",
+    )
     parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='how processes were started')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override the config: key=value ...')
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
@@ -35,14 +42,9 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> None:
     """Write the command line's choices into ``cfg``.
 
     Raises:
-        ValueError: If the config's optimizer wrapper has no mixed-precision counterpart.
+        ValueError: If the config's optimizer wrapper has no mixed-precision counterpart, or there is no batch
+            size to scale the learning rate by.
     """
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
-    if args.work_dir:
-        cfg.work_dir = args.work_dir
-    elif cfg.get('work_dir') is None:
-        cfg.work_dir = osp.join('work_dirs', osp.splitext(osp.basename(args.config))[0])
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
@@ -52,14 +54,31 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> None:
         if wrapper not in (*AMP_WRAPPERS, *AMP_WRAPPERS.values()):
             raise ValueError(f'--amp does not go with optim_wrapper {wrapper!r}; valid: {", ".join(AMP_WRAPPERS)}')
         cfg.optim_wrapper.type = AMP_WRAPPERS.get(wrapper, wrapper)
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
+            raise ValueError("--auto-scale-lr needs a config with 'auto_scale_lr.base_batch_size'")
+        cfg.auto_scale_lr.enable = True
+
+
+def build(args: argparse.Namespace) -> Runner:
+    """The runner, after everything has been checked that can be without loading data."""
+    cfg = read_config(args.config, args.cfg_options, args.work_dir)
+    merge_args(cfg, args)
+    prepare(cfg, args.launcher)
+    if 'runner_type' in cfg:  # may build its model later
+        return RUNNERS.build(cfg)
+    runner = Runner.from_cfg(cfg)
+    load_pretrained(model_of(runner))
+    return runner
 
 
 def main() -> None:
     args = parse_args()
-    cfg = Config.fromfile(args.config)
-    merge_args(cfg, args)
-    prepare(cfg, args.launcher)
-    runner = Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
+    try:
+        runner = build(args)
+    except (ValueError, OSError) as error:  # what users get wrong, in one line
+        print(f'train: {" ".join(str(error).split())}', file=sys.stderr)
+        sys.exit(2)
     runner.train()
 
 

@@ -1,4 +1,4 @@
-"""Cutting subnets out of a pre-trained teacher, into files that stock mmpretrain reads."""
+"""Cutting subnets out of a pre-trained teacher, into files that stock mmpretrain, mmdet and mmseg read."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from poa_mm.elastic import Subnet
 from poa_mm.engine.checkpoint import CheckpointError, file_sha256, load_teacher
 from poa_mm.version import __version__
 
+from .downstream import classifier, detector, segmentor
 from .staged_files import StagedFiles
 
 FORMATS = ('safetensors', 'pth')
@@ -39,7 +40,50 @@ model = dict(
     head=dict(type='LinearClsHead', num_classes=1000, in_channels={channels}, loss=dict(type='CrossEntropyLoss')),
 )
 '''
-CUSTOM_IMPORTS = "custom_imports = dict(imports=['poa_mm.deploy.safetensors_loader'], allow_failed_imports=False)\n"
+CUSTOM_IMPORTS = "custom_imports = dict(imports=['poa_mm'], allow_failed_imports=False)\n"
+
+DOWNSTREAM_CONFIG = '''"""Fine-tuning in {library}: subnet {subnet} of {source} (SHA-256 {source_sha256}).
+
+    tools/dist_train.sh {name} GPUS
+"""
+
+_base_ = f'{{__import__("poa_mm").__path__[0]}}/../configs/{base}'
+
+from poa_mm.deploy.downstream import {task}
+
+model = {task}(
+    dict(
+{backbone}
+        init_cfg=dict(type='Pretrained', checkpoint='{{{{ fileDirname }}}}/{file}'),
+    )
+)
+{data_preprocessor}
+'''
+CONFIGS = Path(__file__).parents[2] / 'configs'  # of a checkout
+DROP_PATH_RATE = 0.1  # of fine-tuning
+
+
+class Library(NamedTuple):
+    """What a library's config for fine-tuning consists of.
+
+    Args:
+        base: The shipped config that it inherits from, within ``CONFIGS``.
+        task: Function of :mod:`~poa_mm.deploy.downstream` that fits the model to a backbone.
+        data_preprocessor: Line that sets the normalisation, with ``{mean}``, ``{std}`` and ``{to_rgb}``.
+    """
+
+    base: str
+    task: Callable[[Mapping[str, Any]], dict[str, Any]]
+    data_preprocessor: str = "model['data_preprocessor'] = dict(mean={mean}, std={std}, bgr_to_rgb={to_rgb})"
+
+
+LIBRARIES = {
+    'mmdet': Library('detection/_base_/cascade-mask-rcnn_fpn_1x_coco.py', detector),
+    'mmseg': Library('segmentation/_base_/upernet_160k_ade20k-512x512.py', segmentor),
+    'mmpretrain': Library(
+        'probe/_base_/finetune_in1k.py', classifier, 'data_preprocessor = dict(mean={mean}, std={std}, to_rgb={to_rgb})'
+    ),
+}
 
 
 class SubnetRow(NamedTuple):
@@ -80,14 +124,15 @@ def extract_subnets(
     out_dir: str | os.PathLike,
     format: str = 'safetensors',
     verify: bool = True,
+    libraries: Iterable[str] = (),
     progress: Callable[[list[Subnet]], Iterable[Subnet]] = iter,
 ) -> list[dict[str, Any]]:
     """Write subnets of the teacher in ``checkpoint`` as weights and configs of stock mmpretrain networks.
 
-    ``poa_<W>x<D>.<format>`` holds the weights under the names of mmpretrain's backbone and
-    ``poa_<W>x<D>.py`` a config that loads them from beside it; ``manifest.json`` lists what is in the
-    folder. All of them appear together, when everything has succeeded, or none does. Weights and configs
-    of the same name are overwritten.
+    ``poa_<W>x<D>.<format>`` holds the weights under the names of mmpretrain's backbone,
+    ``poa_<W>x<D>.py`` is a config that loads them from beside it, and ``poa_<W>x<D>_<library>.py`` one that
+    fine-tunes them; ``manifest.json`` lists what is in the folder. All of them appear together, when
+    everything has succeeded, or none does. Weights and configs of the same name are overwritten.
 
     Args:
         checkpoint: Checkpoint of a pre-training run or of ``import_public_checkpoint``.
@@ -96,22 +141,33 @@ def extract_subnets(
         format: ``'safetensors'``, or ``'pth'`` (``{'state_dict': ..., 'meta': ...}`` of ``torch.save``),
             whose config does not import poa_mm. Default: ``'safetensors'``.
         verify: Compare each subnet, in a stock network, with the supernet. Default: True.
+        libraries: Those of ``LIBRARIES`` to write a config for that is ready to train: Cascade Mask R-CNN on
+            COCO (mmdet), UperNet on ADE20K (mmseg), classification of ImageNet (mmpretrain). Default: none.
         progress: Wraps the list of subnets to iterate over it, such as ``rich.progress.track``.
             Default: shows nothing.
 
     Returns:
         The manifest's entries of ``subnets``: ``subnet``, ``file``, ``format``, ``source``,
-        ``source_sha256``, ``params``, ``flops``, ``image_size``, ``max_abs_diff`` (None if not verified)
-        and ``poa_mm``, the version.
+        ``source_sha256``, ``params``, ``flops``, ``image_size``, ``max_abs_diff`` (None if not verified),
+        ``configs`` (file names) and ``poa_mm``, the version.
 
     Raises:
         CheckpointError: If the file is not a checkpoint of POA, a subnet does not compute what the
             supernet does, or the folder holds subnets of another checkpoint.
-        ValueError: If the format is unknown or a subnet is not in the checkpoint's space.
+        FileNotFoundError: If poa_mm is installed without the configs that a library's inherits from.
+        ValueError: If the format or a library is unknown, a subnet is not in the checkpoint's space, or a library
+            cannot use it.
     """
     if format not in FORMATS:
         raise ValueError(f'format {format!r} is not one of {", ".join(FORMATS)}')
+    libraries = list(dict.fromkeys(libraries))
+    _check_libraries(libraries)
     backbone, description = load_teacher(checkpoint)
+    if libraries and backbone.in_channels != 3:
+        raise ValueError(
+            f'configs for {", ".join(libraries)} read colour images of 3 channels, '
+            f'but {checkpoint} is of a supernet for {backbone.in_channels}'
+        )
     space = backbone.space
     chosen = list(dict.fromkeys(map(space.parse, space if subnets is None else subnets)))
     origin = {'source': Path(checkpoint).name, 'source_sha256': file_sha256(checkpoint), 'poa_mm': __version__}
@@ -132,12 +188,16 @@ def extract_subnets(
                 flops=cost.flops,
                 image_size=list(backbone.img_size),
                 max_abs_diff=difference,
+                configs=[f'poa_{subnet}.py', *(f'poa_{subnet}_{library}.py' for library in libraries)],
             )
             entries.append(entry)
             meta = {'subnet': entry['subnet'], **origin}
             files.add(entry['file'], lambda path: _write_weights(path, format, state, meta))  # noqa: B023
-            text = _config_text(entry, config, description.get('data_preprocessor', {}))
-            files.add(f'poa_{subnet}.py', lambda path: path.write_text(text, encoding='utf-8'))  # noqa: B023
+            normalisation = _normalisation(description.get('data_preprocessor', {}))
+            texts = [_config_text(entry, config, normalisation)]
+            texts += [_downstream_text(library, entry, config, normalisation) for library in libraries]
+            for name, text in zip(entry['configs'], texts):
+                files.add(name, lambda path: path.write_text(text, encoding='utf-8'))  # noqa: B023
         manifest |= {entry['file']: entry for entry in entries}
         ordered = sorted(manifest.values(), key=lambda entry: (Subnet.parse(entry['subnet']), entry['format']))
         files.add(MANIFEST, lambda path: path.write_text(json.dumps(ordered, indent=2) + '\n', encoding='utf-8'))
@@ -186,18 +246,62 @@ def _write_weights(path: Path, format: str, state: Mapping[str, Tensor], meta: d
             torch.save({'state_dict': state, 'meta': meta}, file)
 
 
-def _config_text(entry: Mapping[str, Any], backbone: Mapping[str, Any], data_preprocessor: Mapping[str, Any]) -> str:
+def _check_libraries(libraries: Iterable[str]) -> None:
+    for name in libraries:
+        if name not in LIBRARIES:
+            raise ValueError(f'library {name!r} is not one of {", ".join(LIBRARIES)}')
+        if not (base := CONFIGS / LIBRARIES[name].base).is_file():
+            raise FileNotFoundError(
+                f'{base}: no such file, which a config for {name} inherits from; '
+                'install poa_mm from a checkout with pip install -e'
+            )
+
+
+def _normalisation(data_preprocessor: Mapping[str, Any]) -> dict[str, Any]:
+    """``mean``, ``std`` and ``to_rgb`` as ImageClassifier's preprocessor takes them."""
+    # SelfSupDataPreprocessor takes any of these for the order of channels.
+    to_rgb = any(data_preprocessor.get(key) for key in ('to_rgb', 'bgr_to_rgb', 'rgb_to_bgr'))
+    return dict(mean=data_preprocessor.get('mean'), std=data_preprocessor.get('std'), to_rgb=to_rgb)
+
+
+def _config_text(entry: Mapping[str, Any], backbone: Mapping[str, Any], normalisation: Mapping[str, Any]) -> str:
     """The mmpretrain config beside the weights."""
-    used = {key: data_preprocessor[key] for key in ('mean', 'std') if data_preprocessor.get(key) is not None}
-    # SelfSupDataPreprocessor takes any of these; ImageClassifier's takes to_rgb.
-    used['to_rgb'] = any(data_preprocessor.get(key) for key in ('to_rgb', 'bgr_to_rgb', 'rgb_to_bgr'))
     return CONFIG.format(
         **entry,
         custom_imports=CUSTOM_IMPORTS if entry['format'] == 'safetensors' else '',
-        data_preprocessor=', '.join(f'{key}={value!r}' for key, value in {**used, 'num_classes': 1000}.items()),
-        backbone='\n'.join(f'        {key}={value!r},' for key, value in backbone.items()),
+        data_preprocessor=', '.join(
+            f'{key}={value!r}' for key, value in {**normalisation, 'num_classes': 1000}.items()
+        ),
+        backbone=_arguments(backbone),
         channels=backbone['arch']['embed_dims'],
     )
+
+
+def _downstream_text(
+    library: str, entry: Mapping[str, Any], backbone: Mapping[str, Any], normalisation: Mapping[str, Any]
+) -> str:
+    """The config beside the weights that trains the subnet in a library.
+
+    Raises:
+        ValueError: If the library's task cannot use it.
+    """
+    base, task, data_preprocessor = LIBRARIES[library]
+    backbone = {**backbone, 'type': f'mmpretrain.{backbone["type"]}', 'drop_path_rate': DROP_PATH_RATE}
+    task(backbone)  # would fail in the config otherwise
+    return DOWNSTREAM_CONFIG.format(
+        **entry,
+        library=library,
+        name=f'poa_{entry["subnet"]}_{library}.py',
+        base=base,
+        task=task.__name__,
+        backbone=_arguments(backbone),
+        data_preprocessor=data_preprocessor.format_map(normalisation),
+    )
+
+
+def _arguments(config: Mapping[str, Any]) -> str:
+    """Items of a dict as the lines of a call, indented for a config."""
+    return '\n'.join(f'        {key}={value!r},' for key, value in config.items())
 
 
 def _read_manifest(path: Path, origin: Mapping[str, str]) -> dict[str, dict[str, Any]]:

@@ -1,6 +1,6 @@
 """Lets ``init_cfg=dict(type='Pretrained', checkpoint='x.safetensors')`` and ``load_from`` read safetensors.
 
-mmengine reads pickled checkpoints only. Importing this module, for instance with a config's
+mmengine reads pickled checkpoints only. Importing poa_mm, for instance with a config's
 ``custom_imports``, registers a loader for local files called ``*.safetensors``.
 """
 

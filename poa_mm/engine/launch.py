@@ -1,16 +1,43 @@
-"""Starting distributed runs, with GPUs or without."""
+"""Starting runs, distributed or not, with GPUs or without."""
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as torch_dist
 from mmengine.config import Config
-from mmengine.dist import init_dist, is_distributed
+from mmengine.dist import init_dist, is_distributed, is_main_process
+from mmengine.logging import print_log
+
+from .preflight import check_data
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
+SYNC_BN = ('SyncBN', 'MMSyncBN', 'SyncBatchNorm')  # names in mmcv's registry, and of the classes
+
+
+def read_config(
+    path: str | os.PathLike, options: Mapping[str, Any] | None = None, work_dir: str | os.PathLike | None = None
+) -> Config:
+    """Read a config file, with what the command line says beside it.
+
+    Args:
+        path: Config file.
+        options: What overrides it, by dotted keys. Default: nothing.
+        work_dir: Where logs and checkpoints go. Default: the config's, or ``work_dirs/CONFIG_NAME``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    cfg = Config.fromfile(path)
+    cfg.merge_from_dict(dict(options or {}))
+    cfg.work_dir = str(work_dir or cfg.get('work_dir') or Path('work_dirs', Path(path).stem))
+    return cfg
 
 
 def init_distributed(launcher: str, timeout: float | None = None) -> None:
@@ -39,14 +66,22 @@ def init_distributed(launcher: str, timeout: float | None = None) -> None:
         raise ValueError(f"launcher {launcher!r} needs GPUs; without, use 'pytorch' (torchrun)")
 
 
-def prepare(cfg: Config, launcher: str) -> None:
-    """Initialise the process group and fit ``cfg`` to the machine, before a Runner is built from it.
+def prepare(cfg: Config, launcher: str, parts: Sequence[str] = ('train', 'val')) -> None:
+    """Look for the data, initialise the process group and fit ``cfg`` to the machine, before a Runner is built.
 
     Args:
         cfg: Config of a run; changed in place. Of ``env_cfg.dist_cfg``, the ``timeout`` counts; the backend
-            follows from the machine.
+            follows from the machine. Where several processes train on CPUs, ``SyncBN``, which torch has for
+            GPUs only, becomes ``BN``.
         launcher: As for :func:`init_distributed`.
+        parts: Whose data the run needs, as for :func:`~poa_mm.engine.preflight.check_data`.
+            Default: ``'train'`` and ``'val'``.
+
+    Raises:
+        FileNotFoundError: If data that the config names is missing.
+        ValueError: As :func:`init_distributed`.
     """
+    check_data(cfg, parts)
     init_distributed(launcher, cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout'))
     cfg.launcher = launcher
     if launcher != 'none' and not torch.cuda.is_available():
@@ -57,3 +92,24 @@ def prepare(cfg: Config, launcher: str) -> None:
         )
         # device_ids must be None on the CPU; mmengine fills in the local rank where it is not given.
         cfg.model_wrapper_cfg = {**wrapper, **cfg.get('model_wrapper_cfg', {}), 'device_ids': None}
+        cfg.sync_bn = None
+        if _unsync_bn(cfg.get('model')) and is_main_process():
+            print_log(
+                'SyncBN needs GPUs: each process normalises with the statistics of its own images (BN).',
+                logger='current',
+                level=logging.WARNING,
+            )
+
+
+def _unsync_bn(config: Any) -> int:
+    """Replace SyncBN by BN in a nested config, in place; how many there were."""
+    count = 0
+    if isinstance(config, Mapping):
+        kind = config.get('type')
+        if getattr(kind, '__name__', kind) in SYNC_BN:
+            config['type'] = 'BN'
+            count = 1
+        config = config.values()
+    elif not isinstance(config, (list, tuple)):
+        return 0
+    return count + sum(_unsync_bn(value) for value in config)

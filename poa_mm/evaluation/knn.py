@@ -140,7 +140,7 @@ def evaluate_knn(
 
     Args:
         cfg: Config with the entries ``knn`` and ``model``, of which the data preprocessor is used.
-        backbone: An elastic backbone on the device to use, trained or not.
+        backbone: An elastic backbone, or what :func:`load_backbone` returns, on the device to use.
         subnets: What to score. Default: all of ``backbone.space``.
         progress: Show progress on rank 0. Default: True.
 

@@ -1,6 +1,14 @@
 from .backbones import ElasticVisionTransformer
-from .heads import MultiPrototypeHead
+from .heads import LinearSweepHead, MultiPrototypeHead
 from .losses import KoLeoLoss, MeanCentering, SinkhornKnopp
 from .selfsup import POA
 
-__all__ = ['POA', 'ElasticVisionTransformer', 'KoLeoLoss', 'MeanCentering', 'MultiPrototypeHead', 'SinkhornKnopp']
+__all__ = [
+    'POA',
+    'ElasticVisionTransformer',
+    'KoLeoLoss',
+    'LinearSweepHead',
+    'MeanCentering',
+    'MultiPrototypeHead',
+    'SinkhornKnopp',
+]

@@ -3,19 +3,22 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from mmpretrain.registry import MODELS
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import poa_mm
 from poa_mm.deploy import extract
-from poa_mm.deploy.extract import compare_with_supernet, extract_subnets, list_subnets
+from poa_mm.deploy.extract import LIBRARIES, compare_with_supernet, extract_subnets, list_subnets
 from poa_mm.elastic import Subnet
-from poa_mm.engine.checkpoint import CheckpointError, file_sha256, load_teacher
+from poa_mm.engine.checkpoint import CheckpointError, describe_supernet, file_sha256, load_teacher
+from poa_mm.engine.pretrained import load_pretrained
 
 SUBNETS = [f'{width}x{depth}' for width in (32, 48, 64) for depth in (2, 3, 4)]
 
@@ -241,3 +244,110 @@ def test_list_subnets(checkpoint, supernet):
     assert [str(row.subnet) for row in rows] == SUBNETS
     assert [row.aliases for row in rows] == [('little',), *[()] * 7, ('most',)]
     assert (rows[4].params, rows[4].flops) == supernet.cost(Subnet(48, 3))
+
+
+# --- fine-tuning in a library ----------------------------------------------------------------
+PREPROCESSORS = dict(mmdet='DetDataPreprocessor', mmseg='SegDataPreProcessor', mmpretrain='ClsDataPreprocessor')
+
+
+@pytest.fixture(scope='session')
+def downstream(checkpoint, tmp_path_factory):
+    """Folder with one subnet and the configs for all libraries, not where it was written."""
+    folder = tmp_path_factory.mktemp('downstream')
+    extract_subnets(checkpoint, ['48x4'], folder / 'first', libraries=LIBRARIES)
+    return Path(shutil.move(folder / 'first', folder / 'moved'))
+
+
+def downstream_config(folder, library):
+    return Config.fromfile(folder / f'poa_48x4_{library}.py')
+
+
+def in_scope(cfg):
+    return DefaultScope.overwrite_default_scope(cfg.default_scope)
+
+
+@pytest.mark.parametrize('library', LIBRARIES)
+def test_backbone_of_a_library_computes_what_the_supernet_does(downstream, supernet, library):
+    cfg = downstream_config(downstream, library)
+    assert cfg.default_scope == library
+    with in_scope(cfg):
+        backbone = MODELS.build(cfg.model.backbone)
+    load_pretrained(backbone)
+    backbone.eval()
+    images = torch.randn(2, 3, 48, 80)  # another size than that of the pre-training
+    supernet.out_indices, supernet.out_type = ([3], 'cls_token') if library == 'mmpretrain' else (range(4), 'featmap')
+    with torch.no_grad():
+        expected, found = supernet(images, Subnet(48, 4)), backbone(images)
+    assert len(found) == len(expected)
+    for mine, theirs in zip(found, expected):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize('library', LIBRARIES)
+def test_images_are_normalised_as_in_pre_training(downstream, library):
+    cfg = downstream_config(downstream, library)
+    preprocessor = cfg.model.get('data_preprocessor', cfg.get('data_preprocessor'))
+    with in_scope(cfg):
+        preprocessor = MODELS.build({'type': PREPROCESSORS[library], **preprocessor})
+    image = torch.randint(256, (3, 64, 64), dtype=torch.uint8)
+    data = dict(inputs=[image], data_samples=None)
+    mean, std = torch.tensor([1.5, 2.5, 3.5]), torch.tensor([4.0, 5.0, 6.0])
+    expected = (image.flip(0) - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    found = preprocessor(data if library != 'mmpretrain' else dict(data, inputs=image[None]))['inputs']
+    torch.testing.assert_close(found[0], expected)
+
+
+@pytest.mark.parametrize('library', LIBRARIES)
+def test_heads_fit_the_subnet(downstream, library):
+    cfg = downstream_config(downstream, library)
+    with in_scope(cfg), torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    assert type(model.backbone).__module__ == 'mmpretrain.models.backbones.vision_transformer'
+    assert model.backbone.embed_dims == 48
+    assert cfg.model.backbone.init_cfg.checkpoint == str(downstream / 'poa_48x4.safetensors')
+    assert [hook.type for hook in cfg.custom_hooks] == ['StrictPretrainedHook']
+
+
+def test_mmengine_itself_reads_the_weights(downstream, same_tensors):
+    model = MODELS.build(downstream_config(downstream, 'mmpretrain').model)
+    model.init_weights()
+    same_tensors(model.backbone.state_dict(), load_file(downstream / 'poa_48x4.safetensors'))
+
+
+def test_configs_are_in_the_manifest(checkpoint, downstream, tmp_path):
+    (entry,) = json.loads((downstream / 'manifest.json').read_text())
+    assert entry['configs'] == ['poa_48x4.py', *(f'poa_48x4_{library}.py' for library in LIBRARIES)]
+    assert {*entry['configs'], entry['file'], 'manifest.json'} == set(contents(downstream))
+    (entry,) = extract_subnets(checkpoint, ['48x4'], tmp_path, libraries=['mmseg', 'mmseg'], verify=False)
+    assert entry['configs'] == ['poa_48x4.py', 'poa_48x4_mmseg.py']
+
+
+def another_checkpoint(config, tmp_path, **options):
+    config = config.model
+    config.backbone.update(options)
+    path = tmp_path / 'another.pth'
+    torch.save({'state_dict': MODELS.build(config).state_dict(), 'poa': describe_supernet(config)}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ('options', 'subnet', 'libraries', 'message'),
+    [
+        (dict(in_channels=1), '48x4', ['mmdet'], r'mmdet read colour images .* a supernet for 1'),
+        (dict(patch_size=32), '48x4', ['mmpretrain', 'mmseg'], r'patch_size \(32, 32\)'),
+        ({}, '48x3', ['mmdet'], '3 blocks'),
+        ({}, '48x4', ['mmpose'], "'mmpose' is not one of mmdet, mmseg, mmpretrain"),
+    ],
+)
+def test_what_a_library_cannot_use_is_not_written(config, tmp_path, options, subnet, libraries, message):
+    path = another_checkpoint(config, tmp_path, **options)
+    with pytest.raises(ValueError, match=message):
+        extract_subnets(path, ['48x4', subnet], tmp_path / 'out', libraries=libraries)
+    assert not (tmp_path / 'out').exists()
+
+
+def test_installed_without_configs(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(extract, 'CONFIGS', tmp_path / 'configs')
+    with pytest.raises(FileNotFoundError, match=r'cascade-mask-rcnn_fpn_1x_coco\.py.* pip install -e'):
+        extract_subnets(checkpoint, ['48x4'], tmp_path / 'out', libraries=['mmdet'])
+    assert not (tmp_path / 'out').exists()

@@ -24,6 +24,38 @@ def test_slurm_needs_gpus():
         launch.init_distributed('slurm')
 
 
+def test_missing_data_is_found_before_processes_meet(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, 'init_distributed', lambda *args: pytest.fail('joined the process group'))
+    cfg = Config(dict(test_dataloader=dict(dataset=dict(data_root=str(tmp_path / 'gone')))))
+    with pytest.raises(FileNotFoundError, match=r'test_dataloader\.dataset\.data_root'):
+        launch.prepare(cfg, 'none', parts=['test'])
+    monkeypatch.undo()
+    launch.prepare(cfg, 'none')  # a training run does not use it
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='about machines without a GPU')
+@pytest.mark.parametrize(('launcher', 'expected'), [('pytorch', 'BN'), ('none', 'SyncBN')])
+def test_sync_bn_of_a_distributed_cpu_run(monkeypatch, launcher, expected):
+    monkeypatch.setattr(launch, 'init_distributed', lambda *args: None)
+    norm = dict(type='SyncBN', requires_grad=True)
+    model = dict(backbone=dict(norm_cfg=norm), heads=[dict(norm_cfg=norm), dict(stages=(dict(norm_cfg=norm),))])
+    cfg = Config(dict(model=dict(model, type='EncoderDecoder', name='SyncBN'), sync_bn='torch'))
+    launch.prepare(cfg, launcher)
+    model = cfg.model
+    found = [part['norm_cfg'] for part in (model.backbone, model.heads[0], model.heads[1]['stages'][0])]
+    assert found == [dict(type=expected, requires_grad=True)] * 3
+    assert (model.type, model.name) == ('EncoderDecoder', 'SyncBN')
+    assert cfg.sync_bn == (None if launcher == 'pytorch' else 'torch')
+
+
+def test_config_with_options_and_work_dir(tmp_path):
+    (tmp_path / 'some.py').write_text('a = dict(b=1, c=2)\n')
+    assert launch.read_config(tmp_path / 'some.py').work_dir == 'work_dirs/some'
+    cfg = launch.read_config(tmp_path / 'some.py', {'a.b': 3, 'work_dir': 'there'})
+    assert (cfg.a, cfg.work_dir) == (dict(b=3, c=2), 'there')
+    assert launch.read_config(tmp_path / 'some.py', {'work_dir': 'there'}, tmp_path).work_dir == str(tmp_path)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason='about machines without a GPU')
 def test_wrapper_of_a_cpu_run_has_no_devices(monkeypatch):
     monkeypatch.setattr(launch, 'init_distributed', lambda *args: None)

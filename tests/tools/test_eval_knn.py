@@ -10,6 +10,7 @@ import torch
 from mmengine.registry import DefaultScope
 from sklearn.datasets import load_digits
 
+from poa_mm.deploy.extract import extract_subnets
 from poa_mm.models import ElasticVisionTransformer
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'eval_knn.py'
@@ -111,6 +112,7 @@ def test_chosen_subnets_and_options(run, tmp_path):
     [
         (['none.py', 'tiny.pth'], 'none.py'),
         (['tiny.py', 'none.pth'], 'none.pth'),
+        (['tiny.py'], 'no checkpoint'),
         (['tiny.py', 'tiny.pth', '--subnets', '17x2'], 'subnet 17x2 is not in the space'),
         (['tiny.py', 'tiny.pth', '--cfg-options', 'knn=None'], "no entry 'knn"),
         (['tiny.py', 'tiny.pth', '--cfg-options', 'model=None'], "no 'model.backbone'"),
@@ -123,3 +125,29 @@ def test_what_users_get_wrong_is_one_line(run, arguments, message):
     assert code == 2
     assert message in err.splitlines()[-1] and err.splitlines()[-1].startswith('eval_knn: ')
     assert 'Traceback' not in err
+
+
+STOCK = """
+_base_ = 'tiny.py'
+
+from poa_mm.deploy.downstream import vit
+
+backbone = vit('16x2', 'subnets/poa_16x2.safetensors', img_size=8, patch_size=4, head_dim=8, mlp_ratio=2)
+model = dict(backbone=dict(_delete_=True, **backbone))
+"""
+
+
+def test_extracted_network_scores_as_in_the_supernet(run, files, tmp_path):
+    extract_subnets(files / 'tiny.pth', ['16x2'], files / 'subnets')
+    (files / 'stock.py').write_text(STOCK)
+    scores = []
+    for arguments in (
+        ['tiny.py', 'tiny.pth', '--subnets', '16x2'],
+        ['stock.py'],  # with the weights that the config names
+        ['stock.py', 'subnets/poa_16x2.safetensors', '--subnets', '16x2'],
+    ):
+        assert run(*arguments, '-o', str(tmp_path))[0] == 0
+        scores.append(json.loads((tmp_path / 'knn.json').read_text()))
+    assert list(scores[0]) == ['16x2'] and scores[0] == scores[1] == scores[2]
+    code, _, err = run('stock.py', 'tiny.pth')
+    assert code == 2 and 'tiny.pth does not fit' in err.splitlines()[-1]

@@ -48,6 +48,18 @@ def test_all_as_pth_unverified(checkpoint, tmp_path, capsys):
     assert 'verified' in capsys.readouterr().out
 
 
+def test_config_for_a_library(checkpoint, tmp_path, capsys):
+    assert main([checkpoint, '--subnet', 'small', '--for', 'mmpretrain', '-o', str(tmp_path)]) == 0
+    assert 'poa_16x2_mmpretrain.py' in names(tmp_path)
+    assert f'tools/dist_train.sh {tmp_path}/poa_16x2_mmpretrain.py' in capsys.readouterr().out
+
+
+def test_a_subnet_that_a_library_cannot_use(checkpoint, tmp_path, capsys):
+    assert main([checkpoint, '--subnet', 'small', '--for', 'mmdet', '-o', str(tmp_path / 'out')]) == 2
+    assert '2 blocks have no four quarters' in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()
+
+
 def test_list_writes_nothing(checkpoint, capsys):
     before = names(Path(checkpoint).parent)
     assert main([checkpoint, '--list']) == 0

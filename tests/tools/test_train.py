@@ -6,6 +6,8 @@ import torch
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 
+from poa_mm.engine.launch import read_config
+
 sys.path.insert(0, str(Path(__file__).parents[2] / 'tools'))
 import train
 
@@ -30,7 +32,7 @@ def test_trains_and_resumes(tmp_path, monkeypatch):
 def arguments(monkeypatch, *argv):
     monkeypatch.setattr(sys, 'argv', ['train.py', str(BASE), *argv])
     args = train.parse_args()
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config, args.cfg_options, args.work_dir)
     train.merge_args(cfg, args)
     return cfg
 
@@ -64,9 +66,18 @@ def test_amp_knows_the_class_of_a_config_in_pure_python(monkeypatch):
     assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
 
 
-def test_trains_a_downstream_config(tmp_path, monkeypatch):
-    """Nothing of POA in it: mmpretrain's own classes only."""
-    config = tmp_path / 'resnet.py'
+def test_learning_rate_follows_the_batch_size(monkeypatch):
+    option = ['--cfg-options', 'auto_scale_lr.base_batch_size=16']
+    assert not arguments(monkeypatch, *option).auto_scale_lr.get('enable')
+    assert arguments(monkeypatch, '--auto-scale-lr', *option).auto_scale_lr.enable
+    with pytest.raises(ValueError, match='--auto-scale-lr needs'):
+        arguments(monkeypatch, '--auto-scale-lr')
+
+
+@pytest.fixture
+def classifier(tmp_path):
+    """A downstream config with nothing of POA in it: mmpretrain's own classes only."""
+    config = tmp_path / 'classifier.py'
     config.write_text("""
 default_scope = 'mmpretrain'
 custom_imports = dict(imports=['poa_mm'])
@@ -84,5 +95,41 @@ train_cfg = dict(type='IterBasedTrainLoop', max_iters=2)
 default_hooks = dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=2))
 log_level = 'ERROR'
 """)
-    run(monkeypatch, config, '--work-dir', tmp_path / 'work')
+    return config
+
+
+def test_trains_a_downstream_config(classifier, tmp_path, monkeypatch):
+    run(monkeypatch, classifier, '--work-dir', tmp_path / 'work')
     assert 'backbone.cls_token' in torch.load(tmp_path / 'work' / 'iter_2.pth', weights_only=False)['state_dict']
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--auto-scale-lr'], '--auto-scale-lr needs'),
+        (['--cfg-options', 'train_dataloader.dataset.data_root=gone'], 'train_dataloader.dataset.data_root = gone'),
+        (
+            ['--cfg-options', 'model.backbone.init_cfg.type=Pretrained', 'model.backbone.init_cfg.checkpoint=gone.pth'],
+            'init_cfg of backbone: there is no file gone.pth',
+        ),
+    ],
+)
+def test_what_users_get_wrong_is_one_line(classifier, tmp_path, monkeypatch, capfd, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, classifier, '--work-dir', tmp_path / 'work', *arguments)
+    assert stop.value.code == 2
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last.startswith('train: ') and message in last
+    assert not list(tmp_path.glob('work/*.pth'))
+
+
+def test_errors_of_the_training_keep_their_traceback(classifier, tmp_path, monkeypatch):
+    options = ['--cfg-options', 'model.head.in_channels=17']
+    with pytest.raises(RuntimeError, match='17'):
+        run(monkeypatch, classifier, '--work-dir', tmp_path / 'work', *options)
+
+
+def test_no_such_config(tmp_path, monkeypatch, capfd):
+    with pytest.raises(SystemExit, match='2'):
+        run(monkeypatch, tmp_path / 'none.py')
+    assert 'none.py' in capfd.readouterr().err

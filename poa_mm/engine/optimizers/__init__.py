@@ -1,4 +1,5 @@
 from .constructor import POAOptimWrapperConstructor
+from .layer_decay import LayerDecayOptimWrapperConstructor
 from .optim_wrapper import POAAmpOptimWrapper, POAOptimWrapper
 
-__all__ = ['POAAmpOptimWrapper', 'POAOptimWrapper', 'POAOptimWrapperConstructor']
+__all__ = ['LayerDecayOptimWrapperConstructor', 'POAAmpOptimWrapper', 'POAOptimWrapper', 'POAOptimWrapperConstructor']

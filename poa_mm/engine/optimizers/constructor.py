@@ -2,59 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
-from mmpretrain.engine.optimizers import LearningRateDecayOptimWrapperConstructor
 from torch import nn
 
+from .layer_decay import LayerDecayOptimWrapperConstructor
 from .optim_wrapper import POAAmpOptimWrapper
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
-class POAOptimWrapperConstructor(LearningRateDecayOptimWrapperConstructor):
-    """Layer-wise learning-rate decay with few groups, each marked for what else needs to know it.
+class POAOptimWrapperConstructor(LayerDecayOptimWrapperConstructor):
+    """Layer-wise learning-rate decay, each group marked for what else needs to know it.
 
-    Adds to mmpretrain's constructor, of which all of ``paramwise_cfg`` is understood:
+    Adds to its base class:
 
-    - ``patch_embed_lr_mult`` (float): factor on the learning rate of the patch embedding. Default: 1.
-    - Parameters with equal settings share a group; a group carries ``module``, the top-level module
-      (for clipping), and ``prototypes``, whether it is prototype layers (for freezing).
+    - ``patch_embed_lr_mult`` (float) in ``paramwise_cfg``: factor on the learning rate of the patch embedding.
+      Default: 1.
+    - A group carries ``module``, the top-level module (for clipping), and ``prototypes``, whether it is
+      prototype layers (for freezing).
 
     Bias, norm and LayerScale are the one-dimensional parameters: ``flat_decay_mult=0`` spares them.
 
     A mixed-precision wrapper is built as the plain one where mmengine has no device but the CPU.
     """
 
-    def add_params(
-        self,
-        params: list[dict],
-        module: nn.Module,
-        prefix: str = '',
-        get_layer_depth: Callable | None = None,
-        **kwargs,
-    ) -> None:
-        """Fill ``params`` with the parameter groups of ``module``."""
-        super().add_params(params, module, prefix, get_layer_depth, **kwargs)
-        if prefix == '':
-            params[:] = self._merged(params)
+    options = (*LayerDecayOptimWrapperConstructor.options, 'patch_embed_lr_mult')
 
-    def _merged(self, params: list[dict]) -> list[dict]:
-        patch_embed_lr_mult = self.paramwise_cfg.get('patch_embed_lr_mult', 1.0)
-        groups: dict[tuple, dict] = {}
-        for param in params:
-            name = param.pop('param_name')
-            if '.patch_embed.' in f'.{name}':
-                param['lr'] *= patch_embed_lr_mult
-                param['lr_scale'] *= patch_embed_lr_mult
-            param['module'] = name.split('.')[0]
-            param['prototypes'] = '.prototypes.' in f'.{name}'
-            key = tuple(sorted((k, v) for k, v in param.items() if k != 'params'))
-            groups.setdefault(key, {**param, 'params': []})['params'] += param['params']
-        return list(groups.values())
+    def _mark(self, name: str, group: dict) -> None:
+        if '.patch_embed.' in f'.{name}':
+            patch_embed_lr_mult = self.paramwise_cfg.get('patch_embed_lr_mult', 1.0)
+            group['lr'] *= patch_embed_lr_mult
+            group['lr_scale'] *= patch_embed_lr_mult
+        group['module'] = name.split('.')[0]
+        group['prototypes'] = '.prototypes.' in f'.{name}'
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         """Build the optimizer and its wrapper."""

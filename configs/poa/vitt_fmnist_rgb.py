@@ -1,0 +1,68 @@
+"""POA on Fashion-MNIST as a start for colour images, on a CPU: the pre-training of the experiment in
+`docs/downstream.md`.
+
+    POA_FMNIST=/path/to/fashion_mnist python tools/train.py configs/poa/vitt_fmnist_rgb.py
+    POA_FMNIST=... python tools/eval_knn.py configs/poa/vitt_fmnist_rgb.py work_dirs/vitt_fmnist_rgb/iter_1500.pth
+
+The recipe is that of `vitt_fmnist.py`, with patches of 8 pixels, for strides that detection and segmentation can use,
+depths from 4 up, for the four feature maps that they need, and three equal channels.
+"""
+
+_base_ = './vitt_fmnist.py'
+
+max_iters = 1500
+warmup_iters = 100
+ramp_iters = 400
+
+# --- model -----------------------------------------------------------------------------------
+model = dict(
+    data_preprocessor=dict(mean=[72.9] * 3, std=[90.0] * 3),  # which makes three channels of one
+    backbone=dict(
+        arch=dict(num_layers=6),
+        depths=[4, 5, 6],
+        img_size=32,
+        patch_size=8,
+        in_channels=3,
+    ),
+)
+
+# --- data ------------------------------------------------------------------------------------
+global_crop = dict(type='RandomResizedCrop', scale=32, crop_ratio_range=(0.4, 1.0), interpolation='bicubic')
+local_crop = dict(type='RandomResizedCrop', scale=16, crop_ratio_range=(0.15, 0.4), interpolation='bicubic')
+flip = dict(type='RandomFlip', prob=0.5)
+train_pipeline = [
+    dict(type='MultiView', num_views=[2, 4], transforms=[[global_crop, flip], [local_crop, flip]]),
+    dict(type='BlockMask', grid=4, prob=0.5, ratio=(0.1, 0.5), min_patches=1),
+    dict(type='PackInputs'),
+]
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+
+# --- optimisation ----------------------------------------------------------------------------
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=warmup_iters),
+    dict(type='CosineAnnealingLR', eta_min_ratio=0.01, by_epoch=False, begin=warmup_iters, end=max_iters),
+    dict(
+        type='CosineAnnealingParamScheduler',
+        param_name='weight_decay',
+        eta_min_ratio=10,
+        by_epoch=False,
+        begin=0,
+        end=max_iters,
+    ),
+]
+custom_hooks = [
+    dict(type='TeacherEMAHook', momentum=(0.98, 0.999)),
+    dict(
+        type='POAScheduleHook',
+        teacher_temp=(0.04, 0.07),
+        teacher_temp_iters=ramp_iters,
+        patch_loss_start=ramp_iters,
+        freeze_prototypes_iters=ramp_iters,
+    ),
+    dict(type='SupernetCheckpointHook'),
+]
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters)
+
+# --- evaluation ------------------------------------------------------------------------------
+knn_pipeline = [dict(type='Resize', scale=32, interpolation='bicubic'), dict(type='PackInputs')]
+knn = dict(bank=dict(dataset=dict(pipeline=knn_pipeline)), query=dict(dataset=dict(pipeline=knn_pipeline)))

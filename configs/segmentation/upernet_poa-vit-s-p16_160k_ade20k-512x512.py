@@ -1,0 +1,15 @@
+"""UperNet on ADE20K, ViT-S cut out of POA's ViT-L, 160,000 iterations (POA, arXiv 2408.01031).
+
+    python tools/extract_subnet.py work_dirs/vitl_in1k/iter_276800.pth --subnet small -o subnets
+    tools/dist_train.sh configs/segmentation/upernet_poa-vit-s-p16_160k_ade20k-512x512.py 8
+
+No score is known. Not trained to the end with this code.
+
+16 images of 512 x 512 pixels in an iteration, 2 on each of 8 GPUs; `--amp` trains in mixed precision.
+"""
+
+_base_ = './_base_/upernet_160k_ade20k-512x512.py'
+
+from poa_mm.deploy.downstream import segmentor, vit
+
+model = segmentor(vit('384x12', checkpoint='subnets/poa_384x12.safetensors', drop_path_rate=0.1))

@@ -1,0 +1,30 @@
+"""Pre-trained weights that must fit."""
+
+from __future__ import annotations
+
+from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from ..pretrained import load_pretrained
+from .model import model_of
+
+
+@HOOKS.register_module()
+class StrictPretrainedHook(Hook):
+    """Stops a training run whose ``init_cfg=dict(type='Pretrained', ...)`` names a file that does not fit.
+
+    mmengine itself would only warn and train what is left of the network from scratch. Runs before the
+    weights are initialised, and so before those of ``load_from`` or of a resumed run are loaded, which it
+    leaves alone. A resumed run is checked as well: mmengine reads the file there, too.
+    """
+
+    def before_run(self, runner: Runner) -> None:
+        """Check the files of the whole model.
+
+        Raises:
+            CheckpointError: As :func:`~poa_mm.engine.pretrained.load_pretrained`.
+        """
+        if isinstance(runner.optim_wrapper, OptimWrapper):  # built by now where the run is to train, only there
+            load_pretrained(model_of(runner))

@@ -1,0 +1,101 @@
+"""Score a trained model, and draw what it predicts, from any mmengine config.
+
+Several processes: python -m torch.distributed.run --nproc_per_node=GPUS tools/test.py ... --launcher pytorch
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+from mmengine.runner import Runner
+
+from poa_mm.engine.hooks.model import model_of
+from poa_mm.engine.launch import LAUNCHERS, prepare, read_config
+from poa_mm.engine.pretrained import load_weights
+
+# By library: its visualizer, its hook, the hook's options that draw every image, and the one that says where to.
+# mmseg's hook has none of the last and writes where the visualizer does.
+DRAWING = {
+    'mmdet': ('DetLocalVisualizer', 'DetVisualizationHook', {'draw': True}, 'test_out_dir'),
+    'mmseg': ('SegLocalVisualizer', 'SegVisualizationHook', {'draw': True, 'interval': 1}, None),
+    'mmpretrain': ('UniversalVisualizer', 'VisualizationHook', {'enable': True, 'interval': 1}, 'out_dir'),
+}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint of a run with this config')
+    parser.add_argument('--work-dir', help='where the log goes (default: work_dirs/CONFIG_NAME)')
+    parser.add_argument('--show-dir', metavar='DIR', help='draw the predictions on the images, into this folder')
+    parser.add_argument('--out', metavar='FILE.pkl', help='keep the predictions in this file')
+    parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='how processes were started')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override the config: key=value ...')
+    parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def draw_into(cfg: Config, folder: str) -> None:
+    """Make the run draw its predictions on every image it tests.
+
+    Raises:
+        ValueError: If the config belongs to none of the libraries that draw.
+    """
+    scope = cfg.get('default_scope')
+    if scope not in DRAWING:
+        raise ValueError(f'--show-dir needs default_scope to be one of {", ".join(DRAWING)}; it is {scope!r}')
+    visualizer, hook, options, out = DRAWING[scope]
+    folder = str(Path(folder).absolute())  # the hooks join it to the work dir, and leave it alone if absolute
+    if out is not None:
+        options = {**options, out: folder}
+    hooks = cfg.get('default_hooks') or {}
+    cfg.default_hooks = {**hooks, 'visualization': {'type': hook, **(hooks.get('visualization') or {}), **options}}
+    backends = [dict(type='LocalVisBackend', img_save_dir=folder)]
+    cfg.visualizer = {'type': visualizer, **(cfg.get('visualizer') or {}), 'vis_backends': backends}
+
+
+def keep_predictions(cfg: Config, path: str) -> None:
+    """Make the run write its predictions to ``path``.
+
+    Raises:
+        ValueError: If the file would be none that mmengine's ``DumpResults`` writes.
+    """
+    if not path.endswith(('.pkl', '.pickle')):
+        raise ValueError(f'--out {path} should end in .pkl')
+    metrics = cfg.test_evaluator if isinstance(cfg.test_evaluator, (list, tuple)) else [cfg.test_evaluator]
+    dump = 'DumpDetResults' if cfg.get('default_scope') == 'mmdet' else 'DumpResults'  # the former packs masks
+    cfg.test_evaluator = [*metrics, dict(type=dump, out_file_path=path)]
+
+
+def build(args: argparse.Namespace) -> Runner:
+    """The runner with the checkpoint's weights, before any data is loaded."""
+    cfg = read_config(args.config, args.cfg_options, args.work_dir)
+    for name in ('test_dataloader', 'test_evaluator', 'test_cfg'):
+        if cfg.get(name) is None:
+            raise ValueError(f"{args.config} has no '{name}'")
+    if args.show_dir:
+        draw_into(cfg, args.show_dir)
+    if args.out:
+        keep_predictions(cfg, args.out)
+    cfg.load_from, cfg.resume = None, False  # the weights are those given here, read without running anything
+    prepare(cfg, args.launcher, parts=['test'])
+    runner = Runner.from_cfg(cfg)
+    load_weights(model_of(runner), args.checkpoint)
+    return runner
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        runner = build(args)
+    except (ValueError, OSError) as error:  # what users get wrong, in one line
+        print(f'test: {" ".join(str(error).split())}', file=sys.stderr)
+        sys.exit(2)
+    runner.test()
+
+
+if __name__ == '__main__':
+    main()
