@@ -9,8 +9,8 @@ scenes = '{{$POA_SCENES:data/fashion_scenes}}'
 data_root = scenes + '/coco/'
 classes = semantic_classes('fashion_mnist')[:NUM_ITEM_CLASSES]
 batch_size = 6
-max_iters = 400
-warmup_iters = 40
+max_iters = 300
+warmup_iters = 30
 
 # --- model -----------------------------------------------------------------------------------
 channels = 32
