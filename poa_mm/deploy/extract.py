@@ -35,11 +35,11 @@ model = dict(
 {backbone}
         init_cfg=dict(type='Pretrained', checkpoint='{{{{ fileDirname }}}}/{file}'),
     ),
-    neck=None,
+    neck={neck},
     head=dict(type='LinearClsHead', num_classes=1000, in_channels={channels}, loss=dict(type='CrossEntropyLoss')),
 )
 '''
-CUSTOM_IMPORTS = "custom_imports = dict(imports=['poa_mm.deploy.safetensors_loader'], allow_failed_imports=False)\n"
+CUSTOM_IMPORTS = 'custom_imports = dict(imports={modules}, allow_failed_imports=False)\n'
 
 
 class SubnetRow(NamedTuple):
@@ -82,7 +82,7 @@ def extract_subnets(
     verify: bool = True,
     progress: Callable[[list[Subnet]], Iterable[Subnet]] = iter,
 ) -> list[dict[str, Any]]:
-    """Write subnets of the teacher in ``checkpoint`` as weights and configs of stock mmpretrain networks.
+    """Write subnets of the teacher in ``checkpoint`` as weights and configs of plain mmpretrain networks.
 
     ``poa_<W>x<D>.<format>`` holds the weights under the names of mmpretrain's backbone and
     ``poa_<W>x<D>.py`` a config that loads them from beside it; ``manifest.json`` lists what is in the
@@ -94,7 +94,8 @@ def extract_subnets(
         subnets: What to extract: ``'384x12'``, aliases or :class:`Subnet`; None for all subnets.
         out_dir: Folder to write to, made if it is missing.
         format: ``'safetensors'``, or ``'pth'`` (``{'state_dict': ..., 'meta': ...}`` of ``torch.save``),
-            whose config does not import poa_mm. Default: ``'safetensors'``.
+            whose config does not import poa_mm unless the network is none of mmpretrain's own.
+            Default: ``'safetensors'``.
         verify: Compare each subnet, in a stock network, with the supernet. Default: True.
         progress: Wraps the list of subnets to iterate over it, such as ``rich.progress.track``.
             Default: shows nothing.
@@ -136,7 +137,8 @@ def extract_subnets(
             entries.append(entry)
             meta = {'subnet': entry['subnet'], **origin}
             files.add(entry['file'], lambda path: _write_weights(path, format, state, meta))  # noqa: B023
-            text = _config_text(entry, config, description.get('data_preprocessor', {}))
+            classifier = dict(neck=backbone.neck, channels=backbone.channels_of(subnet))
+            text = _config_text(entry, config, classifier, description.get('data_preprocessor', {}))
             files.add(f'poa_{subnet}.py', lambda path: path.write_text(text, encoding='utf-8'))  # noqa: B023
         manifest |= {entry['file']: entry for entry in entries}
         ordered = sorted(manifest.values(), key=lambda entry: (Subnet.parse(entry['subnet']), entry['format']))
@@ -159,15 +161,13 @@ def compare_with_supernet(
     Raises:
         CheckpointError: If it is not within ``TOLERANCE``.
     """
-    network = MODELS.build(dict(config, out_type='raw'))
+    network = MODELS.build(config)
     network.eval()  # mmpretrain's returns None
     network.load_state_dict(state)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, backbone.in_channels, *backbone.img_size, generator=generator)
-    (found,) = network(images)  # (2, 1 + N, D)
-    features = backbone.extract_features(images, subnet)
-    expected = torch.cat([features.cls[:, None], features.patch], dim=1)
-    difference = (found - expected).abs().max().item()
+    pairs = zip(backbone.plain_features(network, images), backbone.extract_features(images, subnet))
+    difference = torch.stack([(found - expected).abs().max() for found, expected in pairs]).max().item()
     if not difference <= TOLERANCE:  # NaN is none either
         raise CheckpointError(
             f'subnet {subnet} differs by {difference:.2g} from the supernet, more than {TOLERANCE}; nothing was written'
@@ -186,17 +186,25 @@ def _write_weights(path: Path, format: str, state: Mapping[str, Tensor], meta: d
             torch.save({'state_dict': state, 'meta': meta}, file)
 
 
-def _config_text(entry: Mapping[str, Any], backbone: Mapping[str, Any], data_preprocessor: Mapping[str, Any]) -> str:
+def _config_text(
+    entry: Mapping[str, Any],
+    backbone: Mapping[str, Any],
+    classifier: Mapping[str, Any],
+    data_preprocessor: Mapping[str, Any],
+) -> str:
     """The mmpretrain config beside the weights."""
+    modules = ['poa_mm.deploy.safetensors_loader'] if entry['format'] == 'safetensors' else []
+    if MODELS.get(backbone['type']).__module__.startswith('poa_mm.'):
+        modules.append('poa_mm')
     used = {key: data_preprocessor[key] for key in ('mean', 'std') if data_preprocessor.get(key) is not None}
     # SelfSupDataPreprocessor takes any of these; ImageClassifier's takes to_rgb.
     used['to_rgb'] = any(data_preprocessor.get(key) for key in ('to_rgb', 'bgr_to_rgb', 'rgb_to_bgr'))
     return CONFIG.format(
         **entry,
-        custom_imports=CUSTOM_IMPORTS if entry['format'] == 'safetensors' else '',
+        **classifier,
+        custom_imports=CUSTOM_IMPORTS.format(modules=modules) if modules else '',
         data_preprocessor=', '.join(f'{key}={value!r}' for key, value in {**used, 'num_classes': 1000}.items()),
         backbone='\n'.join(f'        {key}={value!r},' for key, value in backbone.items()),
-        channels=backbone['arch']['embed_dims'],
     )
 
 

@@ -1,6 +1,16 @@
-from .backbones import ElasticVisionTransformer
+from .backbones import BottleneckResNet, ElasticResNet, ElasticSwinTransformer, ElasticVisionTransformer
 from .heads import MultiPrototypeHead
 from .losses import KoLeoLoss, MeanCentering, SinkhornKnopp
 from .selfsup import POA
 
-__all__ = ['POA', 'ElasticVisionTransformer', 'KoLeoLoss', 'MeanCentering', 'MultiPrototypeHead', 'SinkhornKnopp']
+__all__ = [
+    'POA',
+    'BottleneckResNet',
+    'ElasticResNet',
+    'ElasticSwinTransformer',
+    'ElasticVisionTransformer',
+    'KoLeoLoss',
+    'MeanCentering',
+    'MultiPrototypeHead',
+    'SinkhornKnopp',
+]

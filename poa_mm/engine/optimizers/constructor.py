@@ -20,7 +20,8 @@ class POAOptimWrapperConstructor(LearningRateDecayOptimWrapperConstructor):
 
     Adds to mmpretrain's constructor, of which all of ``paramwise_cfg`` is understood:
 
-    - ``patch_embed_lr_mult`` (float): factor on the learning rate of the patch embedding. Default: 1.
+    - ``patch_embed_lr_mult`` (float): factor on the learning rate of the patch embedding, whatever the
+      backbone has for one (its ``stem_modules``). Default: 1.
     - Parameters with equal settings share a group; a group carries ``module``, the top-level module
       (for clipping), and ``prototypes``, whether it is prototype layers (for freezing).
 
@@ -47,7 +48,7 @@ class POAOptimWrapperConstructor(LearningRateDecayOptimWrapperConstructor):
         groups: dict[tuple, dict] = {}
         for param in params:
             name = param.pop('param_name')
-            if '.patch_embed.' in f'.{name}':
+            if name.startswith(self._stem):
                 param['lr'] *= patch_embed_lr_mult
                 param['lr_scale'] *= patch_embed_lr_mult
             param['module'] = name.split('.')[0]
@@ -58,6 +59,7 @@ class POAOptimWrapperConstructor(LearningRateDecayOptimWrapperConstructor):
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         """Build the optimizer and its wrapper."""
+        self._stem = tuple(f'backbone.{module}.' for module in model.backbone.stem_modules)
         cfg = self.optim_wrapper_cfg
         wrapper = cfg.get('type')
         wrapper = OPTIM_WRAPPERS.get(wrapper) if isinstance(wrapper, str) else wrapper
