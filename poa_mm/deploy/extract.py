@@ -36,7 +36,7 @@ model = dict(
 {backbone}
         init_cfg=dict(type='Pretrained', checkpoint='{{{{ fileDirname }}}}/{file}'),
     ),
-    neck=None,
+    neck={neck},
     head=dict(type='LinearClsHead', num_classes=1000, in_channels={channels}, loss=dict(type='CrossEntropyLoss')),
 )
 '''
@@ -127,7 +127,7 @@ def extract_subnets(
     libraries: Iterable[str] = (),
     progress: Callable[[list[Subnet]], Iterable[Subnet]] = iter,
 ) -> list[dict[str, Any]]:
-    """Write subnets of the teacher in ``checkpoint`` as weights and configs of stock mmpretrain networks.
+    """Write subnets of the teacher in ``checkpoint`` as weights and configs of plain mmpretrain networks.
 
     ``poa_<W>x<D>.<format>`` holds the weights under the names of mmpretrain's backbone,
     ``poa_<W>x<D>.py`` is a config that loads them from beside it, and ``poa_<W>x<D>_<library>.py`` one that
@@ -139,7 +139,8 @@ def extract_subnets(
         subnets: What to extract: ``'384x12'``, aliases or :class:`Subnet`; None for all subnets.
         out_dir: Folder to write to, made if it is missing.
         format: ``'safetensors'``, or ``'pth'`` (``{'state_dict': ..., 'meta': ...}`` of ``torch.save``),
-            whose config does not import poa_mm. Default: ``'safetensors'``.
+            whose config does not import poa_mm unless the network is none of mmpretrain's own.
+            Default: ``'safetensors'``.
         verify: Compare each subnet, in a stock network, with the supernet. Default: True.
         libraries: Those of ``LIBRARIES`` to write a config for that is ready to train: Cascade Mask R-CNN on
             COCO (mmdet), UperNet on ADE20K (mmseg), classification of ImageNet (mmpretrain). Default: none.
@@ -193,8 +194,9 @@ def extract_subnets(
             entries.append(entry)
             meta = {'subnet': entry['subnet'], **origin}
             files.add(entry['file'], lambda path: _write_weights(path, format, state, meta))  # noqa: B023
+            classifier_cfg = dict(neck=backbone.neck, channels=backbone.channels_of(subnet))
             normalisation = _normalisation(description.get('data_preprocessor', {}))
-            texts = [_config_text(entry, config, normalisation)]
+            texts = [_config_text(entry, config, classifier_cfg, normalisation)]
             texts += [_downstream_text(library, entry, config, normalisation) for library in libraries]
             for name, text in zip(entry['configs'], texts):
                 files.add(name, lambda path: path.write_text(text, encoding='utf-8'))  # noqa: B023
@@ -219,15 +221,13 @@ def compare_with_supernet(
     Raises:
         CheckpointError: If it is not within ``TOLERANCE``.
     """
-    network = MODELS.build(dict(config, out_type='raw'))
+    network = MODELS.build(config)
     network.eval()  # mmpretrain's returns None
     network.load_state_dict(state)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, backbone.in_channels, *backbone.img_size, generator=generator)
-    (found,) = network(images)  # (2, 1 + N, D)
-    features = backbone.extract_features(images, subnet)
-    expected = torch.cat([features.cls[:, None], features.patch], dim=1)
-    difference = (found - expected).abs().max().item()
+    pairs = zip(backbone.plain_features(network, images), backbone.extract_features(images, subnet))
+    difference = torch.stack([(found - expected).abs().max() for found, expected in pairs]).max().item()
     if not difference <= TOLERANCE:  # NaN is none either
         raise CheckpointError(
             f'subnet {subnet} differs by {difference:.2g} from the supernet, more than {TOLERANCE}; nothing was written'
@@ -264,16 +264,22 @@ def _normalisation(data_preprocessor: Mapping[str, Any]) -> dict[str, Any]:
     return dict(mean=data_preprocessor.get('mean'), std=data_preprocessor.get('std'), to_rgb=to_rgb)
 
 
-def _config_text(entry: Mapping[str, Any], backbone: Mapping[str, Any], normalisation: Mapping[str, Any]) -> str:
+def _config_text(
+    entry: Mapping[str, Any],
+    backbone: Mapping[str, Any],
+    classifier_cfg: Mapping[str, Any],
+    normalisation: Mapping[str, Any],
+) -> str:
     """The mmpretrain config beside the weights."""
+    own_class = MODELS.get(backbone['type']).__module__.startswith('poa_mm.')
     return CONFIG.format(
         **entry,
-        custom_imports=CUSTOM_IMPORTS if entry['format'] == 'safetensors' else '',
+        **classifier_cfg,
+        custom_imports=CUSTOM_IMPORTS if own_class or entry['format'] == 'safetensors' else '',
         data_preprocessor=', '.join(
             f'{key}={value!r}' for key, value in {**normalisation, 'num_classes': 1000}.items()
         ),
         backbone=_arguments(backbone),
-        channels=backbone['arch']['embed_dims'],
     )
 
 

@@ -1,4 +1,4 @@
-"""Import of checkpoints that were trained with the authors' public code (ViT)."""
+"""Import of checkpoints that were trained with the authors' public code."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ from poa_mm.version import __version__
 
 from .staged_files import StagedFiles
 
+# Patterns of names in the public code, and what they become here.
 # With block_chunks the public code nests the blocks, as blocks.CHUNK.N; N counts through all chunks.
 _BLOCK = r'backbone\.blocks\.(?:\d+\.)?(\d+)\.'
-RULES = {
+VIT_RULES = {
     r'backbone\.(cls_token|pos_embed|mask_token)': r'backbone.\1',
     r'backbone\.patch_embed\.proj\.(weight|bias)': r'backbone.patch_embed.projection.\1',
     _BLOCK + r'norm([12])\.norm\.(weight|bias)': r'backbone.layers.\1.ln\2.\3',
@@ -40,11 +41,40 @@ RULES = {
     _BLOCK + r'mlp\.fc2\.linear\.(weight|bias)': r'backbone.layers.\1.ffn.layers.1.\2',
     _BLOCK + r'ls2\.gamma': r'backbone.layers.\1.ffn.gamma2.weight',
     r'backbone\.norm\.norm\.(weight|bias)': r'backbone.ln1.\1',
+}
+_SWIN_MERGING = r'backbone\.stages\.(\d+)\.downsample\.'
+_SWIN_BLOCK = r'backbone\.stages\.(\d+)\.blocks\.(\d+)\.'
+SWIN_RULES = {
+    r'backbone\.mask_token': r'backbone.mask_token',
+    r'backbone\.patch_embed\.proj\.(weight|bias)': r'backbone.patch_embed.projection.\1',
+    r'backbone\.patch_embed\.norm\.norm\.(weight|bias)': r'backbone.patch_embed.norm.\1',
+    _SWIN_BLOCK + r'norm([12])\.norm\.(weight|bias)': r'backbone.stages.\1.blocks.\2.norm\3.\4',
+    _SWIN_BLOCK + r'attn\.w_msa\.(relative_position_\w+)': r'backbone.stages.\1.blocks.\2.attn.w_msa.\3',
+    _SWIN_BLOCK + r'attn\.w_msa\.(qkv|proj)\.linear\.(weight|bias)': r'backbone.stages.\1.blocks.\2.attn.w_msa.\3.\4',
+    _SWIN_BLOCK + r'ffn\.fc1\.linear\.(weight|bias)': r'backbone.stages.\1.blocks.\2.ffn.layers.0.0.\3',
+    _SWIN_BLOCK + r'ffn\.fc2\.linear\.(weight|bias)': r'backbone.stages.\1.blocks.\2.ffn.layers.1.\3',
+    _SWIN_MERGING + r'norm\.norm\.(weight|bias)': r'backbone.stages.\1.downsample.norm.\2',
+    _SWIN_MERGING + r'reduction\.linear\.weight': r'backbone.stages.\1.downsample.reduction.weight',
+    r'backbone\.norm3\.norm\.(weight|bias)': r'backbone.norm3.\1',
+}
+# Swin's norms on the output of earlier stages, which nothing in pre-training looks at.
+_UNUSED = r'backbone\.norm[012]\.norm\.(weight|bias)'
+_STAGE = r'backbone\.layer(\d+)\.layers\.(\d+)\.'
+RESNET_RULES = {
+    r'backbone\.mask_token': r'backbone.mask_token',
+    r'backbone\.conv1\.weight': r'backbone.conv1.weight',
+    r'backbone\.norm1\.(weight|bias)': r'backbone.gn1.\1',
+    _STAGE + r'conv([123])\.conv\.weight': r'backbone.layer\1.\2.conv\3.weight',
+    _STAGE + r'norm([123])\.(weight|bias)': r'backbone.layer\1.\2.gn\3.\4',
+    _STAGE + r'downsample\.([01])\.(weight|bias)': r'backbone.layer\1.\2.downsample.\3.\4',
+}
+HEAD_RULES = {
     r'dino_head\.mlp(\d+)\.0\.linear\.(weight|bias)': r'head.projectors.\1.layers.0.\2',
     r'dino_head\.mlp(\d+)\.([1-9]\d*)\.(weight|bias)': r'head.projectors.\1.layers.\2.\3',
     r'dino_head\.last_layer(\d+)\.weight_v': r'head.prototypes.\1.weight',
     r'dino_head\.last_layer(\d+)\.weight_g': r'head.prototypes.\1.gain',
 }
+RULES = VIT_RULES | SWIN_RULES | RESNET_RULES | HEAD_RULES  # no name means one thing here and another there
 _WRAPPERS = {'module', '_fsdp_wrapped_module'}
 _BRANCHES = ('teacher', 'student')
 
@@ -79,7 +109,8 @@ def convert_public_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """One branch's state dict, from the public code's layout to ours.
 
     ``backbone.*`` stays ``backbone.*``, ``dino_head.*`` becomes ``head.*``; prefixes of wrappers
-    (``module.``, ``_fsdp_wrapped_module.``) are dropped.
+    (``module.``, ``_fsdp_wrapped_module.``) are dropped. So are the norms of Swin's first three stages, which
+    pre-training makes no use of.
 
     Args:
         state: Tensors by name, without ``teacher.`` or ``student.``.
@@ -92,13 +123,15 @@ def convert_public_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise CheckpointError(f'{name}: expected a tensor, found {type(value).__name__}')
+        if re.fullmatch(_UNUSED, _unwrapped(name)):
+            continue
         new = _our_name(_unwrapped(name))
         if new is None:
-            raise CheckpointError(f"{name}: not a weight of the public code's ViT or projection heads")
+            raise CheckpointError(f"{name}: not a weight of the public code's backbones or projection heads")
         if new in converted:
             raise CheckpointError(f'{origins[new]} and {name} are both {new}')
         origins[new] = name
-        converted[new] = value[:, None] if new == 'backbone.mask_token' and value.dim() == 2 else value
+        converted[new] = _our_value(new, value)
     return converted
 
 
@@ -107,6 +140,14 @@ def _our_name(name: str) -> str | None:
         if match := re.fullmatch(pattern, name):
             return match.expand(replacement)
     return None
+
+
+def _our_value(new: str, value: Tensor) -> Tensor:
+    if new == 'backbone.mask_token' and value.dim() == 2:
+        return value[:, None]
+    if re.match(_SWIN_MERGING, new):  # four tokens one after another, here channel by channel
+        return value.unflatten(-1, (4, -1)).transpose(-1, -2).flatten(-2)
+    return value
 
 
 def _unwrapped(name: str) -> str:

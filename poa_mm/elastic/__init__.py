@@ -1,8 +1,10 @@
 """What makes a network elastic: subnets, their space and deck, sliced layers, cost. Needs torch only."""
 
-from .cost import Cost, transformer_cost
+from .cost import Cost, resnet_cost, swin_cost, transformer_cost
 from .deck import SubnetDeck
 from .layers import (
+    ElasticConv2d,
+    ElasticGroupNorm,
     ElasticLayer,
     ElasticLayerNorm,
     ElasticLayerScale,
@@ -15,6 +17,8 @@ from .subnet import Subnet, kept_blocks
 
 __all__ = [
     'Cost',
+    'ElasticConv2d',
+    'ElasticGroupNorm',
     'ElasticLayer',
     'ElasticLayerNorm',
     'ElasticLayerScale',
@@ -24,6 +28,8 @@ __all__ = [
     'SubnetSpace',
     'kept_blocks',
     'leading',
+    'resnet_cost',
     'sliced_state_dict',
+    'swin_cost',
     'transformer_cost',
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -61,4 +62,95 @@ def transformer_cost(
     )
     attention = 2 * length * length * width  # queries by keys, then weights by values
     flops = 2 * (depth * (length * matrices + attention) + tokens * patch_inputs * width)
+    return Cost(params, flops)
+
+
+def resnet_cost(
+    mid_channels: int,
+    stage_blocks: Sequence[int],
+    *,
+    image_size: tuple[int, int],
+    out_channels: int = 256,
+    stem_channels: int = 64,
+    in_channels: int = 3,
+    strides: Sequence[int] = (1, 2, 2, 2),
+) -> Cost:
+    """Cost of a ResNet of bottlenecks, with affine norms, without a classification head.
+
+    Args:
+        mid_channels: Mid channels of the first stage's bottlenecks, doubled from stage to stage.
+        stage_blocks: Blocks of each stage.
+        image_size: Height and width in pixels.
+        out_channels: Channels that the first stage gives, doubled from stage to stage. Default: 256.
+        stem_channels: Channels of the stem. Default: 64.
+        in_channels: Channels of the images. Default: 3.
+        strides: Stride of the first block of each stage. Default: (1, 2, 2, 2).
+    """
+    height, width = (-(-size // 2) for size in image_size)
+    params = in_channels * 49 * stem_channels + 2 * stem_channels
+    flops = 2 * in_channels * 49 * stem_channels * height * width
+    height, width = -(-height // 2), -(-width // 2)  # max pooling
+    inputs = stem_channels
+    for blocks, stride in zip(stage_blocks, strides):
+        cells = height * width
+        height, width = -(-height // stride), -(-width // stride)
+        for block in range(blocks):
+            weights = inputs * mid_channels, 9 * mid_channels**2, mid_channels * out_channels
+            cells_out = height * width
+            params += sum(weights) + 2 * (2 * mid_channels + out_channels)
+            # The stride is that of the second convolution.
+            flops += 2 * (weights[0] * cells + (weights[1] + weights[2]) * cells_out)
+            if block == 0 and (stride != 1 or inputs != out_channels):  # the shortcut's projection
+                params += inputs * out_channels + 2 * out_channels
+                flops += 2 * inputs * out_channels * cells_out
+            inputs, cells = out_channels, cells_out
+        mid_channels, out_channels = 2 * mid_channels, 2 * out_channels
+    return Cost(params, flops)
+
+
+def swin_cost(
+    width: int,
+    stage_blocks: Sequence[int],
+    *,
+    image_size: tuple[int, int],
+    head_dim: int,
+    window_size: int = 7,
+    patch_size: int = 4,
+    in_channels: int = 3,
+    mlp_ratio: int = 4,
+    normed_stages: Sequence[int] = (3,),
+) -> Cost:
+    """Cost of a Swin transformer without a classification head.
+
+    Attention is computed on whole windows, so that the padding of maps that do not divide into windows is paid for.
+
+    Args:
+        width: Channels of the first stage, doubled from stage to stage.
+        stage_blocks: Blocks of each stage.
+        image_size: Height and width in pixels.
+        head_dim: Channels of an attention head.
+        window_size: Rows and columns of a window. Default: 7.
+        patch_size: Height and width of a patch in pixels. Default: 4.
+        in_channels: Channels of the images. Default: 3.
+        mlp_ratio: Hidden channels of the MLP over the stage's. Default: 4.
+        normed_stages: Stages with a LayerNorm on their output. Default: the fourth only, (3,).
+    """
+    rows, columns = (-(-size // patch_size) for size in image_size)
+    patch_inputs = in_channels * patch_size**2
+    params = (patch_inputs + 3) * width  # weight, bias and LayerNorm
+    flops = 2 * patch_inputs * width * rows * columns
+    for stage, blocks in enumerate(stage_blocks):
+        if stage > 0:  # patch merging
+            rows, columns = -(-rows // 2), -(-columns // 2)
+            params += 8 * width**2 + 8 * width
+            flops += 2 * 8 * width**2 * rows * columns
+            width *= 2
+        hidden = mlp_ratio * width
+        attention, mlp = 4 * width**2, 2 * width * hidden
+        biases = width // head_dim * (2 * window_size - 1) ** 2
+        params += blocks * (attention + 4 * width + biases + mlp + hidden + width + 2 * 2 * width)
+        padded = -(-rows // window_size) * -(-columns // window_size) * window_size**2
+        products = 2 * window_size**2 * width  # queries by keys, then weights by values
+        flops += 2 * blocks * (padded * (attention + products) + rows * columns * mlp)
+        params += 2 * width if stage in normed_stages else 0
     return Cost(params, flops)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from .space import SubnetSpace
 from .subnet import Subnet
@@ -23,13 +24,21 @@ class SubnetDeck:
         seed: Seed of all shuffles. Default: 0.
         rank: Rank whose deck this is. Default: 0.
         sync: Deal the same cards on every rank. Default: False.
-        select_scale: Weight of the smallest size against the largest. Default: 3 (ViT).
+        select_scale: Weight of the smallest size against the largest, or a pair of it for widths and depths.
+            The authors use 3 for ViT, 2 for Swin and (1, 2) for ResNet. Default: 3.
 
     Raises:
         ValueError: If the space holds nothing but its largest subnet.
     """
 
-    def __init__(self, space: SubnetSpace, seed: int = 0, rank: int = 0, sync: bool = False, select_scale: float = 3.0):
+    def __init__(
+        self,
+        space: SubnetSpace,
+        seed: int = 0,
+        rank: int = 0,
+        sync: bool = False,
+        select_scale: float | Sequence[float] = 3.0,
+    ):
         self.space = space
         self.seed = seed
         self.rank = 0 if sync else rank

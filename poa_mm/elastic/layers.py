@@ -1,7 +1,8 @@
 """Elastic layers and the one slicing rule that training and extraction share.
 
 Width travels with the activations: a layer reads the width in use off ``x.shape[-1]`` and computes
-with the leading slice of its parameters. No layer remembers a subnet. At full size the plain op runs.
+with the leading slice of its parameters. Convolutions, around which only some channels are cut, are told.
+No layer remembers a subnet. At full size the plain op runs.
 """
 
 from __future__ import annotations
@@ -125,11 +126,88 @@ class ElasticLayerScale(nn.Module, ElasticLayer):
         return {'weight': leading(self.weight, int(len(self.weight) * ratio)).clone()}
 
 
-def sliced_state_dict(module: nn.Module, ratio: Fraction) -> dict[str, Tensor]:
+class ElasticConv2d(nn.Conv2d, ElasticLayer):
+    """Convolution without bias that takes, and gives, any leading part of its channels.
+
+    With ``in`` of ``in_channels`` inputs, it uses the leading slice of its weight times
+    ``alpha = in_channels / in``, as :class:`ElasticLinear` does.
+
+    Args:
+        in_channels: Inputs at full width.
+        out_channels: Outputs at full width.
+        kernel_size: Rows and columns of the kernel.
+        stride: Default: 1.
+        padding: Zeros around the map. Default: 0.
+        elastic_in: Cut the inputs. Default: True.
+        elastic_out: Cut the outputs. Default: True.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+        elastic_in: bool = True,
+        elastic_out: bool = True,
+    ):
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias=False)
+        self.elastic_in = elastic_in
+        self.elastic_out = elastic_out
+
+    def sliced(self, ratio: Fraction) -> Tensor:
+        """Weight ``(out, in, rows, columns)`` in use at ``ratio`` of the full width, alpha multiplied in."""
+        weight = self.weight[: int(self.out_channels * ratio)] if self.elastic_out else self.weight
+        if not self.elastic_in:
+            return weight
+        in_channels = int(self.in_channels * ratio)
+        return weight[:, :in_channels] * (self.in_channels / in_channels)
+
+    def forward(self, x: Tensor, ratio: Fraction | int = 1) -> Tensor:
+        """``(B, in, H, W)`` to ``(B, out, H', W')`` at ``ratio`` of the full width. Default: 1."""
+        weight = self.weight if ratio == 1 else self.sliced(ratio)
+        return F.conv2d(x, weight, None, self.stride, self.padding)
+
+    def sliced_state(self, ratio: Fraction) -> dict[str, Tensor]:
+        return {'weight': self.sliced(ratio).clone()}
+
+
+class ElasticGroupNorm(nn.GroupNorm, ElasticLayer):
+    """GroupNorm over however many channels arrive, with the leading slice of gain and bias.
+
+    The number of groups stays: each has fewer channels.
+
+    Args:
+        num_groups: Groups; has to divide every width in use.
+        num_channels: Channels at full width.
+    """
+
+    def __init__(self, num_groups: int, num_channels: int):
+        super().__init__(num_groups, num_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, width, H, W)`` to the same."""
+        width = x.shape[1]
+        if width == self.num_channels:
+            return super().forward(x)
+        return F.group_norm(x, self.num_groups, leading(self.weight, width), leading(self.bias, width), self.eps)
+
+    def sliced_state(self, ratio: Fraction) -> dict[str, Tensor]:
+        width = int(self.num_channels * ratio)
+        return {'weight': leading(self.weight, width).clone(), 'bias': leading(self.bias, width).clone()}
+
+
+def sliced_state_dict(module: nn.Module, ratio: Fraction, keep_rest: bool = False) -> dict[str, Tensor]:
     """State dict of the plain counterpart of ``module`` at ``ratio`` of its full width.
 
     The same slices that ``forward`` uses, alpha multiplied into the weights. Every parameter below
     ``module`` has to belong to an :class:`ElasticLayer`, so that none is dropped unseen.
+
+    Args:
+        module: A network or a part of it.
+        ratio: Part of the full width.
+        keep_rest: Copy the parameters of layers that are not elastic instead. Default: False.
     """
     state = {}
     with torch.no_grad():
@@ -137,6 +215,6 @@ def sliced_state_dict(module: nn.Module, ratio: Fraction) -> dict[str, Tensor]:
             if isinstance(layer, ElasticLayer):
                 prefix = f'{name}.' if name else ''
                 state.update({f'{prefix}{key}': value for key, value in layer.sliced_state(ratio).items()})
-    left = set(module.state_dict()) - set(state)
-    assert not left, f'parameters without a slicing rule: {sorted(left)}'
-    return state
+    rest = {name: value for name, value in module.state_dict().items() if name not in state}
+    assert keep_rest or not rest, f'parameters without a slicing rule: {sorted(rest)}'
+    return state | {name: value.clone() for name, value in rest.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 
 from .subnet import Subnet
@@ -15,7 +15,8 @@ class SubnetSpace:
 
     Args:
         widths: Valid widths, in any order.
-        depths: Valid depths, in any order.
+        depths: Valid depths, in any order. For a network whose stages are cut each by itself, the valid
+            depths of each stage, such as ``([3], range(4, 9), range(6, 37), [3])``; every combination is valid.
         aliases: Names of subnets, such as ``{'small': '384x12'}``. Default: none.
 
     Raises:
@@ -25,11 +26,15 @@ class SubnetSpace:
     def __init__(
         self,
         widths: Iterable[int],
-        depths: Iterable[int],
+        depths: Iterable[int] | Iterable[Iterable[int]],
         aliases: Mapping[str, Subnet | str] | None = None,
     ):
         self.widths = _checked_sizes('widths', widths)
-        self.depths = _checked_sizes('depths', depths)
+        depths = list(depths)
+        self.stages: tuple[tuple[int, ...], ...] | None = None
+        if len(depths) > 1 and any(isinstance(stage, (list, tuple, range)) for stage in depths):
+            self.stages = tuple(_checked_sizes(f'depths[{i}]', stage) for i, stage in enumerate(depths))
+        self.depths = tuple(product(*self.stages)) if self.stages else _checked_sizes('depths', depths)
         self.aliases: dict[str, Subnet] = {}
         for name, subnet in (aliases or {}).items():
             self.aliases[name] = self.parse(subnet)
@@ -56,7 +61,8 @@ class SubnetSpace:
 
     def describe(self) -> str:
         """Widths, depths and aliases in one line, for messages."""
-        text = f'widths {", ".join(map(str, self.widths))}; depths {", ".join(map(str, self.depths))}'
+        depths = '-'.join(map(_shortened, self.stages)) if self.stages else ', '.join(map(str, self.depths))
+        text = f'widths {", ".join(map(str, self.widths))}; depths {depths}'
         if self.aliases:
             text += '; aliases ' + ', '.join(f'{name}={subnet}' for name, subnet in self.aliases.items())
         return text
@@ -77,17 +83,28 @@ class SubnetSpace:
             raise ValueError(f'subnet {found} is not in the space; valid here: {self.describe()}')
         return found
 
-    def multiplicity(self, subnet: Subnet, select_scale: float = 3.0) -> int:
+    def multiplicity(self, subnet: Subnet, select_scale: float | Sequence[float] = 3.0) -> int:
         """Copies of ``subnet`` in the deck: ``round(sw * sd)``.
 
         ``sw`` falls linearly from ``select_scale`` at the smallest width to 1 at the largest, ``sd``
         likewise over the depths (``net_select_scale`` in the authors' code): small subnets share few
-        weights with the rest and need to be drawn more often.
+        weights with the rest and need to be drawn more often. Of a depth by stage, the sum counts.
+
+        Args:
+            subnet: The subnet.
+            select_scale: Weight of the smallest size against the largest, or a pair of it for widths and
+                depths. Default: 3.
         """
         subnet = self.parse(subnet)
-        by_width = _falling(self.widths.index(subnet.width), len(self.widths), select_scale)
-        by_depth = _falling(self.depths.index(subnet.depth), len(self.depths), select_scale)
+        width_scale, depth_scale = select_scale if isinstance(select_scale, Sequence) else (select_scale,) * 2
+        blocks = sorted(set(map(_num_blocks, self.depths)))
+        by_width = _falling(self.widths.index(subnet.width), len(self.widths), width_scale)
+        by_depth = _falling(blocks.index(_num_blocks(subnet.depth)), len(blocks), depth_scale)
         return round(by_width * by_depth)
+
+
+def _num_blocks(depth: int | tuple[int, ...]) -> int:
+    return depth if isinstance(depth, int) else sum(depth)
 
 
 def _falling(index: int, count: int, start: float) -> float:
@@ -95,8 +112,17 @@ def _falling(index: int, count: int, start: float) -> float:
     return start + (1 - start) * index / (count - 1) if count > 1 else 1.0
 
 
-def _checked_sizes(name: str, sizes: Iterable[int]) -> tuple[int, ...]:
-    values = list(sizes)
+def _shortened(sizes: tuple[int, ...]) -> str:
+    """``3``, ``(6..36)`` or ``(6, 12, 36)``."""
+    if len(sizes) == 1:
+        return str(sizes[0])
+    if len(sizes) == sizes[-1] - sizes[0] + 1:
+        return f'({sizes[0]}..{sizes[-1]})'
+    return f'({", ".join(map(str, sizes))})'
+
+
+def _checked_sizes(name: str, sizes: int | Iterable[int]) -> tuple[int, ...]:
+    values = [sizes] if isinstance(sizes, int) else list(sizes)
     if not values or any(not isinstance(v, int) or v < 1 for v in values) or len(set(values)) < len(values):
         raise ValueError(f'{name} must be distinct positive integers, at least one; got {values}')
     return tuple(sorted(values))

@@ -8,37 +8,39 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, order=True)
 class Subnet:
-    """Size of one sub-network; immutable, hashable, printed and parsed as ``"384x12"``.
+    """Size of one sub-network; immutable, hashable, printed and parsed as ``"384x12"`` or ``"64x3-4-6-3"``.
 
     Args:
-        width: Channels of the token embedding.
-        depth: Number of blocks kept.
+        width: Channels of the token embedding; of a ResNet, mid channels of the first stage's bottlenecks.
+        depth: Number of blocks kept; of a network with several elastic stages, a tuple with that of each stage.
     """
 
     width: int
-    depth: int
+    depth: int | tuple[int, ...]
 
     def __str__(self) -> str:
-        return f'{self.width}x{self.depth}'
+        depth = self.depth if isinstance(self.depth, int) else '-'.join(map(str, self.depth))
+        return f'{self.width}x{depth}'
 
     @classmethod
     def parse(cls, text: str) -> Subnet:
-        """Read ``"WIDTHxDEPTH"``.
+        """Read ``"WIDTHxDEPTH"``, where a depth by stage is joined with dashes.
 
         Raises:
             ValueError: If ``text`` has another form.
         """
-        match = re.fullmatch(r'\s*(\d+)\s*x\s*(\d+)\s*', str(text))
+        match = re.fullmatch(r'\s*(\d+)\s*x\s*(\d+(?:-\d+)*)\s*', str(text))
         if match is None:
-            raise ValueError(f"subnet {text!r} is not of the form WIDTHxDEPTH, such as '384x12'")
-        return cls(*map(int, match.groups()))
+            raise ValueError(f"subnet {text!r} is not of the form WIDTHxDEPTH, such as '384x12' or '64x3-4-6-3'")
+        depth = tuple(map(int, match[2].split('-')))
+        return cls(int(match[1]), depth if len(depth) > 1 else depth[0])
 
 
 def kept_blocks(depth: int, max_depth: int) -> tuple[int, ...]:
     """Indices of the blocks that a subnet of ``depth`` keeps of ``max_depth``, evenly spread.
 
     ``floor((max_depth - 1) * j / (depth - 1))`` for ``j = 0 .. depth - 1`` (POA, Sec. 3.2), so the
-    first and the last block always stay; a single block is the first.
+    first and the last block always stay; a single block is the first. Every stage is cut by itself.
 
     Raises:
         ValueError: If ``depth`` is not in ``1 .. max_depth``.

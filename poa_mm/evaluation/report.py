@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from poa_mm.elastic import Subnet
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 Results = Mapping[str, Mapping[str, float]]
 
@@ -61,46 +64,69 @@ def print_table(results: Results) -> None:
 
 
 def draw_heat_map(results: Results) -> Figure:
-    """Accuracy in percent over depth (right) and width (up); pairs that were not scored stay empty."""
+    """Accuracy in percent over depth (right) and width (up); pairs that were not scored stay empty.
+
+    Where the depths of two stages vary, each width has a panel with one over the other.
+    """
     # Figure by itself and not pyplot: no display, no global state.
     from matplotlib.figure import Figure
 
-    sizes = {name: tuple(name.split('x')) for name in results}
-    widths = sorted({width for width, _ in sizes.values()}, key=int)
-    depths = sorted({depth for _, depth in sizes.values()}, key=lambda depth: [int(n) for n in depth.split('-')])
-    grid = np.full((len(widths), len(depths)), np.nan)
-    for name, (width, depth) in sizes.items():
-        grid[widths.index(width), depths.index(depth)] = 100 * results[name]['accuracy']
+    panels, row_label, column_label = _panels(results)
+    keys = [key for cells in panels.values() for key in cells]
+    rows, columns = (sorted(set(sizes)) for sizes in zip(*keys))
+    accuracies = [100 * score['accuracy'] for score in results.values()]
 
-    inches = (max(0.58 * len(depths) + 2.2, 5.4), max(0.42 * len(widths) + 1.5, 3.2))
+    inches = (max(0.58 * len(columns) + 2.2, 5.4), max(len(panels) * (0.42 * len(rows) + 1) + 0.5, 3.2))
     figure = Figure(figsize=inches, layout='constrained')
-    axes = figure.add_subplot()
-    image = axes.imshow(grid, origin='lower', cmap='viridis', aspect='auto')
-    bar = figure.colorbar(image, ax=axes, label='top-1 accuracy (%)', pad=0.02)
+    figure.suptitle(f'k-NN accuracy by subnet, best of k = {", ".join(_ks(results))}')
+    all_axes = figure.subplots(len(panels), squeeze=False)[:, 0]
+    for axes, (title, cells) in zip(all_axes, panels.items()):
+        axes.set_title(title)
+        axes.set_ylabel(row_label)
+        axes.set_xlabel(column_label)
+        image = _draw_cells(axes, cells, rows, columns, (min(accuracies), max(accuracies)))
+    bar = figure.colorbar(image, ax=all_axes, label='top-1 accuracy (%)', pad=0.02)
     bar.outline.set_visible(False)
-    _label_axes(axes, widths, depths)
+    return figure
+
+
+def _panels(results: Results) -> tuple[dict[str, dict[tuple, float]], str, str]:
+    """Accuracies by row and column of each panel, by its title; what rows and columns are."""
+    accuracies = {Subnet.parse(name): 100 * score['accuracy'] for name, score in results.items()}
+    depths = {subnet.depth for subnet in accuracies}
+    stages = [] if any(isinstance(depth, int) for depth in depths) else list(zip(*depths))
+    varying = [index for index, sizes in enumerate(stages) if len(set(sizes)) > 1]
+    if len(varying) != 2:
+        return {'': {(subnet.width, subnet.depth): value for subnet, value in accuracies.items()}}, 'width', 'depth'
+    row, column = varying
+    panels: dict[str, dict[tuple, float]] = {}
+    for subnet, value in sorted(accuracies.items()):
+        panels.setdefault(f'width {subnet.width}', {})[subnet.depth[row], subnet.depth[column]] = value
+    return panels, f'depth of stage {row + 1}', f'depth of stage {column + 1}'
+
+
+def _draw_cells(
+    axes: Axes, cells: Mapping[tuple, float], rows: Sequence, columns: Sequence, limits: tuple[float, float]
+) -> AxesImage:
+    grid = np.array([[cells.get((row, column), np.nan) for column in columns] for row in rows])
+    image = axes.imshow(grid, origin='lower', cmap='viridis', aspect='auto', vmin=limits[0], vmax=limits[1])
     for (row, column), value in np.ndenumerate(grid):
         if np.isfinite(value):
             red, green, blue, _ = image.cmap(image.norm(value))
             dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
             colour = 'white' if dark else 'black'
             axes.text(column, row, f'{value:.1f}', ha='center', va='center', fontsize=9, color=colour)
-    axes.set_title(f'k-NN accuracy by subnet, best of k = {", ".join(_ks(results))}')
-    return figure
-
-
-def _label_axes(axes: Axes, widths: list[str], depths: list[str]) -> None:
-    axes.set_xlabel('depth')
-    axes.set_ylabel('width')
-    axes.set_xticks(range(len(depths)), depths, rotation=90 if max(map(len, depths)) > 4 else 0)
-    axes.set_yticks(range(len(widths)), widths)
+    labels = [size if isinstance(size, int) else '-'.join(map(str, size)) for size in columns]
+    axes.set_xticks(range(len(columns)), labels, rotation=90 if max(len(str(label)) for label in labels) > 4 else 0)
+    axes.set_yticks(range(len(rows)), rows)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     # Thin lines between the cells.
-    axes.set_xticks(np.arange(len(depths) + 1) - 0.5, minor=True)
-    axes.set_yticks(np.arange(len(widths) + 1) - 0.5, minor=True)
+    axes.set_xticks(np.arange(len(columns) + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(len(rows) + 1) - 0.5, minor=True)
     axes.grid(which='minor', color='white', linewidth=1.5)
     axes.tick_params(which='minor', length=0)
+    return image
 
 
 def _ks(results: Results) -> list[str]:

@@ -1,10 +1,13 @@
-from .backbones import ElasticVisionTransformer
+from .backbones import BottleneckResNet, ElasticResNet, ElasticSwinTransformer, ElasticVisionTransformer
 from .heads import LinearSweepHead, MultiPrototypeHead
 from .losses import KoLeoLoss, MeanCentering, SinkhornKnopp
 from .selfsup import POA
 
 __all__ = [
     'POA',
+    'BottleneckResNet',
+    'ElasticResNet',
+    'ElasticSwinTransformer',
     'ElasticVisionTransformer',
     'KoLeoLoss',
     'LinearSweepHead',

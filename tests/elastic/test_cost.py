@@ -6,7 +6,8 @@ from mmpretrain.models.backbones import VisionTransformer
 from mmpretrain.models.utils.attention import scaled_dot_product_attention_pyimpl
 from torch.utils.flop_counter import FlopCounterMode
 
-from poa_mm.elastic import transformer_cost
+from poa_mm.elastic import resnet_cost, transformer_cost
+from poa_mm.models import BottleneckResNet
 
 
 def stock(**options):
@@ -71,6 +72,38 @@ def test_extra_tokens():
     assert five.params - none.params == 5 * 2 * 32
     matrices, attention = 2 * (4 + 8) * 32**2, 2 * 2 * 32
     assert five.flops - none.flops == 2 * (5 * matrices + (21**2 - 16**2) * attention)
+
+
+@pytest.mark.parametrize(
+    'depth, params', [(50, 23_508_032), (101, 42_500_160), (152, 58_143_808)], ids=lambda value: str(value)
+)
+def test_published_sizes_of_resnet(depth, params):
+    """As torchvision's without the classifier, and 4.1, 7.8 and 11.5 billion multiply-adds."""
+    blocks = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}[depth]
+    cost = resnet_cost(64, blocks, image_size=(224, 224))
+    assert cost.params == params
+    assert cost.flops / 2e9 == pytest.approx({50: 4.1, 101: 7.8, 152: 11.5}[depth], abs=0.06)
+
+
+@pytest.mark.parametrize(
+    'mid_channels, stage_blocks, strides', [(8, (1, 2, 3, 1), (1, 2, 2, 2)), (12, (2, 1, 1, 1), (1, 2, 1, 1))]
+)
+@pytest.mark.parametrize('image', [(64, 64), (50, 83)], ids=str)
+def test_cost_is_that_of_the_plain_resnet(mid_channels, stage_blocks, strides, image):
+    network = BottleneckResNet(
+        stage_blocks,
+        mid_channels,
+        in_channels=1,
+        stem_channels=8,
+        base_channels=8,
+        strides=strides,
+        norm_cfg=dict(type='GN', num_groups=4),
+    )
+    cost = resnet_cost(
+        mid_channels, stage_blocks, image_size=image, out_channels=32, stem_channels=8, in_channels=1, strides=strides
+    )
+    assert cost.params == sum(param.numel() for param in network.parameters())
+    assert cost.flops == counted_flops(network.to('meta'), *image, channels=1)
 
 
 def test_elastic_network_counts_what_it_extracts(elastic_vit):

@@ -90,3 +90,14 @@ def test_incomplete_state_is_refused(missing):
 def test_space_of_one_subnet_has_nothing_to_deal():
     with pytest.raises(ValueError, match='widths 64; depths 4'):
         SubnetDeck(SubnetSpace([64], [4]))
+
+
+def test_deck_of_a_depth_by_stage():
+    space = SubnetSpace((8, 12, 16), ([1], [1, 2], [2, 3, 4], [1]))
+    deck = SubnetDeck(space, select_scale=(1, 2))
+    dealt = Counter(deal(deck, len(deck)))
+    assert set(dealt) == set(space) - {space.largest}
+    assert len(deck) == sum(dealt.values()) == 3 * (2 + 2 + 1 + 2 + 1 + 1) - 1
+    restored = SubnetDeck(space, select_scale=(1, 2))
+    restored.load_state_dict(json.loads(json.dumps(deck.state_dict())))
+    assert deal(restored, 30) == deal(deck, 30)

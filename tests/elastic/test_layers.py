@@ -7,6 +7,8 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from poa_mm.elastic import (
+    ElasticConv2d,
+    ElasticGroupNorm,
     ElasticLayer,
     ElasticLayerNorm,
     ElasticLayerScale,
@@ -141,6 +143,62 @@ def test_gradient_of_vectors_reaches_exactly_the_slice(layer):
         assert torch.equal(param.grad != 0, torch.arange(8) < 6)
 
 
+CONVS = {
+    'both': {},
+    'inputs': dict(elastic_out=False),
+    'outputs': dict(elastic_in=False),
+    'neither': dict(elastic_in=False, elastic_out=False),
+    'strided': dict(stride=2, padding=1),
+}
+
+
+@pytest.fixture(params=CONVS)
+def conv(request):
+    return ElasticConv2d(8, 16, 3, **CONVS[request.param])
+
+
+@pytest.mark.parametrize('ratio', RATIOS)
+def test_conv_equals_the_scaled_slice(conv, ratio):
+    inputs = int(8 * ratio) if conv.elastic_in else 8
+    outputs = int(16 * ratio) if conv.elastic_out else 16
+    weight = conv.weight[:outputs, :inputs] * 8 / inputs
+    x = torch.randn(2, inputs, 7, 5)
+    assert_close(conv(x, ratio), F.conv2d(x, weight, None, conv.stride, conv.padding))
+    plain = nn.Conv2d(inputs, outputs, 3, conv.stride, conv.padding, bias=False)
+    plain.load_state_dict(sliced_state_dict(conv, ratio))
+    assert_close(conv(x, ratio), plain(x), rtol=0, atol=0)
+    conv(x.abs(), ratio).sum().backward()
+    in_use = torch.zeros_like(conv.weight, dtype=torch.bool)
+    in_use[:outputs, :inputs] = True
+    assert torch.equal(conv.weight.grad != 0, in_use)
+
+
+def test_conv_at_full_width_runs_the_plain_op(conv, monkeypatch):
+    seen = []
+    plain = F.conv2d
+    monkeypatch.setattr(ElasticConv2d, 'sliced', lambda *args: pytest.fail('sliced at full width'))
+    monkeypatch.setattr(F, 'conv2d', lambda *args: seen.append(args) or plain(*args))
+    x = torch.randn(2, 8, 5, 5)
+    conv(x), conv(x, Fraction(1))
+    assert all(args[0] is x and args[1] is conv.weight for args in seen) and len(seen) == 2
+
+
+@pytest.mark.parametrize('ratio', RATIOS)
+def test_group_norm_keeps_its_groups(ratio):
+    norm = ElasticGroupNorm(2, 8)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    width = int(8 * ratio)
+    plain = nn.GroupNorm(2, width)
+    plain.load_state_dict(sliced_state_dict(norm, ratio))
+    assert torch.equal(plain.weight, norm.weight[:width]) and torch.equal(plain.bias, norm.bias[:width])
+    x = torch.randn(3, width, 4, 5)
+    assert_close(norm(x), plain(x), rtol=0, atol=0)
+    norm(x).pow(2).sum().backward()
+    for param in norm.parameters():
+        assert torch.equal(param.grad != 0, torch.arange(8) < width)
+
+
 def test_leading_is_a_view():
     tensor = torch.arange(12).view(3, 4)
     part = leading(tensor, 2)
@@ -193,6 +251,16 @@ class WithBuffer(nn.Module):
 def test_nothing_is_dropped_unseen(module, left):
     with pytest.raises(AssertionError, match=f'without a slicing rule.*{left}'):
         sliced_state_dict(module, Fraction(1, 2))
+
+
+def test_the_rest_is_kept_whole_where_asked_for():
+    network = nn.Sequential(ElasticConv2d(8, 8, 1), nn.GroupNorm(2, 8))
+    nn.init.normal_(network[1].weight)
+    state = sliced_state_dict(network, Fraction(1, 2), keep_rest=True)
+    assert {name: len(value) for name, value in state.items()} == {'0.weight': 4, '1.weight': 8, '1.bias': 8}
+    assert torch.equal(state['1.weight'], network[1].weight) and not state['1.weight'].requires_grad
+    state['1.weight'].fill_(7)
+    assert not (network[1].weight == 7).any()
 
 
 def test_a_new_elastic_layer_has_to_say_its_rule():

@@ -95,3 +95,49 @@ def test_single_width_weighs_by_depth_alone():
 def test_multiplicity_outside_is_refused(vit_large):
     with pytest.raises(ValueError, match='400x12 is not in the space'):
         vit_large.multiplicity(Subnet(400, 12))
+
+
+# --- a depth of its own for each stage ---
+
+
+@pytest.fixture
+def resnet152():
+    """The paper's space of ResNet-152 with mid channels up to twice as wide."""
+    return SubnetSpace((64, 96, 128), ([3], range(4, 9), range(6, 37), [3]), dict(r50='64x3-4-6-3'))
+
+
+def test_resnet152_has_465_subnets(resnet152):
+    subnets = list(resnet152)
+    assert len(resnet152) == len(subnets) == len(set(subnets)) == 465
+    assert subnets == sorted(subnets)
+    assert all(resnet152.parse(str(subnet)) == subnet for subnet in subnets)
+    assert str(subnets[0]) == str(resnet152.smallest) == '64x3-4-6-3'
+    assert str(subnets[-1]) == str(resnet152.largest) == '128x3-8-36-3'
+
+
+@pytest.mark.parametrize('name', ['64x3-4-5-3', '64x3-4-6', '64x13', '80x3-4-6-3', '64x2-4-6-3', 'r101'])
+def test_stages_are_described_by_their_ranges(resnet152, name):
+    with pytest.raises(ValueError) as error:
+        resnet152.parse(name)
+    assert str(error.value).endswith('widths 64, 96, 128; depths 3-(4..8)-(6..36)-3; aliases r50=64x3-4-6-3')
+    assert SubnetSpace([64], (1, [4, 2], (6, 12, 36))).describe() == 'widths 64; depths 1-(2, 4)-(6, 12, 36)'
+
+
+@pytest.mark.parametrize('stages', [([3], []), ([3], [0, 1]), ([3], [2, 2]), ([3], [2.0]), ([3], ['2'])])
+def test_bad_stages_are_refused(stages):
+    with pytest.raises(ValueError, match=r'depths\[1\] must be distinct positive integers'):
+        SubnetSpace([64], stages)
+
+
+def test_of_a_depth_by_stage_the_sum_counts(resnet152):
+    copies = {str(subnet): resnet152.multiplicity(subnet, (1, 2)) for subnet in resnet152}
+    assert copies['64x3-4-6-3'] == copies['128x3-4-6-3'] == 2 and copies['64x3-8-36-3'] == 1
+    # 16 to 50 blocks: 32 are one step nearer to the few, 34 to the many
+    assert (copies['64x3-4-22-3'], copies['64x3-8-18-3'], copies['96x3-4-24-3']) == (2, 2, 1)
+
+
+def test_a_pair_of_scales_is_for_widths_and_depths():
+    space = SubnetSpace((32, 48, 64), (2, 3, 4))
+    for pair, expected in (((3, 1), '3 3 3 2 2 2 1 1 1'), ([1, 3], '3 2 1 3 2 1 3 2 1')):
+        assert ' '.join(str(space.multiplicity(subnet, pair)) for subnet in space) == expected
+    assert [space.multiplicity(subnet, (3, 3)) for subnet in space] == [space.multiplicity(subnet) for subnet in space]

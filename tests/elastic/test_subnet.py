@@ -1,3 +1,4 @@
+import re
 from dataclasses import FrozenInstanceError
 from fractions import Fraction
 from math import floor
@@ -7,7 +8,7 @@ import pytest
 from poa_mm.elastic import Subnet, kept_blocks
 
 
-@pytest.mark.parametrize('subnet', [Subnet(384, 12), Subnet(1024, 24), Subnet(1, 1)])
+@pytest.mark.parametrize('subnet', [Subnet(384, 12), Subnet(1024, 24), Subnet(1, 1), Subnet(64, (3, 4, 23, 3))])
 def test_printed_subnet_is_parsed_back(subnet):
     assert Subnet.parse(str(subnet)) == subnet
 
@@ -17,9 +18,22 @@ def test_form_is_width_x_depth():
     assert Subnet.parse(' 384 x 12\n') == Subnet(width=384, depth=12)
 
 
-@pytest.mark.parametrize('text', ['', '384', '384x', 'x12', '384X12', '-384x12', '38.4x12', '384x12x3', 'small'])
+def test_depth_by_stage_is_joined_with_dashes():
+    assert str(Subnet(width=64, depth=(3, 4, 6, 3))) == '64x3-4-6-3'
+    assert Subnet.parse('64x3-4-6-3') == Subnet(width=64, depth=(3, 4, 6, 3))
+    assert {Subnet(64, (3, 4, 6, 3)): 'r50'}[Subnet.parse('64x3-4-6-3')] == 'r50'
+    assert Subnet(64, (3, 4, 6, 3)) < Subnet(64, (3, 4, 23, 3)) < Subnet(64, (3, 5, 6, 3)) < Subnet(96, (3, 4, 6, 3))
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        *('', '384', '384x', 'x12', '384X12', '-384x12', '38.4x12', '384x12x3', 'small'),
+        *('64x3-', '64x-3', '64x3--4', '64x(3, 4)', '64-3x4'),
+    ],
+)
 def test_other_forms_are_refused_with_an_example(text):
-    with pytest.raises(ValueError, match=rf"'{text}' is not of the form WIDTHxDEPTH.*'384x12'"):
+    with pytest.raises(ValueError, match=rf"'{re.escape(text)}' is not of the form WIDTHxDEPTH.*'384x12'"):
         Subnet.parse(text)
 
 

@@ -25,6 +25,7 @@ from poa_mm.evaluation import (
     save_report,
 )
 from poa_mm.evaluation.progress import show_progress
+from poa_mm.evaluation.report import draw_heat_map
 from poa_mm.models import ElasticVisionTransformer
 
 SIZE = 7  # odd: two processes have to pad
@@ -291,6 +292,16 @@ def test_scores_are_those_of_the_features(default_scope):
     assert len({score['accuracy'] for score in scores.values()}) > 1, 'subnets differ'
 
 
+@pytest.mark.parametrize('number', [1, 4, 100])
+def test_several_passes_score_the_same(number, default_scope):
+    config = knn_config({'size': 41, 'noise': 2.0}, {'size': 20, 'noise': 2.0}, ks=(3, 5))
+    backbone = build_backbone()
+    expected = evaluate_knn(Config(config), backbone, progress=False)
+    config['knn']['subnets_per_pass'] = number
+    scores = evaluate_knn(Config(config), backbone, progress=False)
+    assert scores == expected and list(scores) == list(expected)
+
+
 def test_separable_images_score_one(default_scope):
     config = knn_config({'size': 60, 'noise': 0.01}, {'size': 30, 'noise': 0.01}, ks=(5,))
     scores = evaluate_knn(Config(config), build_backbone(), ['small', '32x3'], progress=False)
@@ -303,6 +314,8 @@ def test_separable_images_score_one(default_scope):
         ({'model': {}}, None, "no entry 'knn"),
         ({'model': {}, 'knn': {'bank': {}}}, None, r"keys \['bank'\]"),
         (knn_config(neighbours=3), None, 'neighbours'),
+        (knn_config(subnets_per_pass=0), None, 'subnets_per_pass 0 is not'),
+        (knn_config(subnets_per_pass=1.5), None, 'subnets_per_pass 1.5 is not'),
         (knn_config(), None, 'between 1 and the 7 images'),
         (knn_config(), ['17x2'], '17x2 is not in the space'),
         (knn_config(), [], 'no subnet'),
@@ -342,6 +355,21 @@ def test_report_of_a_part_and_of_several_stages(tmp_path):
     save_report({'64x3-4-6-3': score, '128x3-4-23-3': score}, tmp_path)
     with pytest.raises(ValueError, match='no results'):
         save_report({}, tmp_path)
+
+
+def test_report_of_two_stages_has_a_panel_for_each_width(tmp_path):
+    depths = [f'3-{second}-{third}-3' for second in range(4, 9) for third in range(6, 37)]
+    results = some_results([64, 96, 128], [12])
+    results = {
+        f'{width}x{depth}': dict(results[f'{width}x12'], accuracy=0.5) for width in (64, 96, 128) for depth in depths
+    }
+    figure = draw_heat_map(results)
+    panels = [axes for axes in figure.axes if axes.get_title()]
+    assert [axes.get_title() for axes in panels] == ['width 64', 'width 96', 'width 128']
+    assert {(axes.get_ylabel(), axes.get_xlabel()) for axes in panels} == {('depth of stage 2', 'depth of stage 3')}
+    assert [len(axes.texts) for axes in panels] == [155] * 3
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == ['4', '5', '6', '7', '8']
+    assert max(figure.get_size_inches()) < 25
 
 
 def test_failed_report_leaves_the_old_one(tmp_path, monkeypatch):

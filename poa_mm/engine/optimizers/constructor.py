@@ -18,8 +18,8 @@ class POAOptimWrapperConstructor(LayerDecayOptimWrapperConstructor):
 
     Adds to its base class:
 
-    - ``patch_embed_lr_mult`` (float) in ``paramwise_cfg``: factor on the learning rate of the patch embedding.
-      Default: 1.
+    - ``patch_embed_lr_mult`` (float) in ``paramwise_cfg``: factor on the learning rate of the patch embedding,
+      whatever the backbone has for one (its ``stem_modules``). Default: 1.
     - A group carries ``module``, the top-level module (for clipping), and ``prototypes``, whether it is
       prototype layers (for freezing).
 
@@ -31,7 +31,7 @@ class POAOptimWrapperConstructor(LayerDecayOptimWrapperConstructor):
     options = (*LayerDecayOptimWrapperConstructor.options, 'patch_embed_lr_mult')
 
     def _mark(self, name: str, group: dict) -> None:
-        if '.patch_embed.' in f'.{name}':
+        if name.startswith(self._stem):
             patch_embed_lr_mult = self.paramwise_cfg.get('patch_embed_lr_mult', 1.0)
             group['lr'] *= patch_embed_lr_mult
             group['lr_scale'] *= patch_embed_lr_mult
@@ -40,6 +40,7 @@ class POAOptimWrapperConstructor(LayerDecayOptimWrapperConstructor):
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         """Build the optimizer and its wrapper."""
+        self._stem = tuple(f'backbone.{module}.' for module in model.backbone.stem_modules)
         cfg = self.optim_wrapper_cfg
         wrapper = cfg.get('type')
         wrapper = OPTIM_WRAPPERS.get(wrapper) if isinstance(wrapper, str) else wrapper

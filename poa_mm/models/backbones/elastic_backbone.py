@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from poa_mm.elastic import Cost, Subnet, SubnetSpace
 
@@ -21,16 +23,38 @@ class Features(NamedTuple):
     patch: Tensor
 
 
+def map_features(x: Tensor) -> Features:
+    """Features of a backbone without class token, from its last feature map ``(B, D, rows, columns)``.
+
+    The class feature is the mean over the map. Its cells, each repeated as 2 x 2, are the patches, so that masks
+    are not as coarse as the map.
+
+    Returns:
+        Class features ``(B, D)`` and patch features ``(B, 2 * rows * 2 * columns, D)``.
+    """
+    cells = F.interpolate(x, scale_factor=2, mode='nearest')  # (B, D, 2 * rows, 2 * columns)
+    return Features(cls=x.mean(dim=(2, 3)), patch=cells.flatten(2).transpose(1, 2))
+
+
 class ElasticBackbone(Protocol):
     """The interface behind which all that differs between families is kept.
 
     Attributes:
         space: All subnets; ``subnet=None`` anywhere means ``space.largest``.
         feature_channels: Channels ``D`` of the class and patch features at full width.
+        img_size: Height and width in pixels that the network is made for.
+        in_channels: Channels of the images.
+        stem_modules: Names of the modules that turn pixels into tokens, for their learning rate.
+        neck: Config of the mmpretrain neck that makes class features of what the extracted network gives, or
+            None if it gives them itself.
     """
 
     space: SubnetSpace
     feature_channels: int
+    img_size: tuple[int, int]
+    in_channels: int
+    stem_modules: tuple[str, ...]
+    neck: Mapping[str, Any] | None
 
     def forward(self, x: Tensor, subnet: Subnet | None = None, mask: Tensor | None = None) -> tuple[Tensor, ...]:
         """Outputs as mmpretrain's backbones give them (``out_indices``, ``out_type``)."""
@@ -41,8 +65,14 @@ class ElasticBackbone(Protocol):
     def mask_grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of the patch features, and so of a mask, for images of ``(H, W)``."""
 
+    def channels_of(self, subnet: Subnet) -> int:
+        """Channels of the class and patch features of ``subnet``."""
+
     def extract(self, subnet: Subnet) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Config and state dict of the stock network that equals ``subnet``."""
+        """Config and state dict of the plain network that equals ``subnet``."""
+
+    def plain_features(self, network: nn.Module, x: Tensor) -> Features:
+        """Class and patch features of images ``(B, C, H, W)`` by an extracted network, built from its config."""
 
     def cost(self, subnet: Subnet, image_size: int | tuple[int, int] | None = None) -> Cost:
         """Parameters and FLOPs of ``subnet``."""

@@ -76,6 +76,8 @@ class ElasticVisionTransformer(VisionTransformer):
         'large': Subnet(1024, 24),
     }
     OUT_TYPES = ('cls_token', 'featmap', 'raw')
+    stem_modules = ('patch_embed',)
+    neck = None  # the class token is the class feature
 
     def __init__(
         self,
@@ -225,8 +227,16 @@ class ElasticVisionTransformer(VisionTransformer):
         x, _ = self._embed(x, subnet, mask)
         for block in self._blocks(subnet):
             x = block(x)
-        x = self.ln1(x)  # (B, 1 + N, D)
-        return Features(cls=x[:, 0], patch=x[:, self.num_extra_tokens :])
+        return self._split(self.ln1(x))
+
+    def plain_features(self, network: VisionTransformer, x: Tensor) -> Features:
+        """The same by an extracted ``network``, whose ``out_type`` becomes ``'raw'``."""
+        network.out_type = 'raw'
+        return self._split(network(x)[-1])
+
+    def _split(self, tokens: Tensor) -> Features:
+        """Class and patch tokens of ``(B, 1 + N, D)``."""
+        return Features(cls=tokens[:, 0], patch=tokens[:, self.num_extra_tokens :])
 
     def _embed(self, x: Tensor, subnet: Subnet, mask: Tensor | None) -> tuple[Tensor, tuple[int, int]]:
         """Tokens ``(B, 1 + N, width)`` that enter the first block, and their grid."""
@@ -252,6 +262,10 @@ class ElasticVisionTransformer(VisionTransformer):
     def mask_grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of patches in images of ``(H, W)`` pixels; partial patches count."""
         return tuple(-(-size // patch) for size, patch in zip(image_size, self.patch_size))
+
+    def channels_of(self, subnet: Subnet) -> int:
+        """Channels of the class and patch features: the width."""
+        return self.space.parse(subnet).width
 
     def extract(self, subnet: Subnet) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Config and state dict of the stock ``mmpretrain.VisionTransformer`` that equals ``subnet``.

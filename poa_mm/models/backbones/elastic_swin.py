@@ -1,0 +1,455 @@
+"""Elastic Swin transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+import torch
+from mmcv.cnn.bricks.transformer import PatchMerging
+from mmengine.model import BaseModule, ModuleList
+from mmengine.registry import MODELS
+from mmengine.utils import to_2tuple
+from mmpretrain.models.backbones import SwinTransformer
+from mmpretrain.models.backbones.base_backbone import BaseBackbone
+from mmpretrain.models.utils import ShiftWindowMSA
+from mmpretrain.models.utils.attention import WindowMSA
+from torch import Tensor, nn
+
+from poa_mm.elastic import (
+    Cost,
+    ElasticLayer,
+    ElasticLayerNorm,
+    ElasticLinear,
+    Subnet,
+    SubnetSpace,
+    kept_blocks,
+    leading,
+    sliced_state_dict,
+    swin_cost,
+)
+
+from .elastic_backbone import Features, map_features
+from .elastic_transformer import ElasticFFN, ElasticPatchEmbed, add_branch
+
+NORM_EPS = 1e-5  # that of mmpretrain's Swin
+ELASTIC_STAGE = 2  # the one whose depth varies
+MLP_RATIO = 4
+
+
+class ElasticSwinStem(ElasticPatchEmbed):
+    """Patch projection and LayerNorm.
+
+    Args:
+        stem_norm: Channels that the norm runs over: ``'sliced'`` or ``'full'``, see :class:`ElasticSwinTransformer`.
+        **options: Of mmcv's ``PatchEmbed``.
+    """
+
+    def __init__(self, stem_norm: str, **options: Any):
+        super().__init__(**options)
+        self.stem_norm = stem_norm
+        self.norm = ElasticLayerNorm(self.embed_dims, NORM_EPS)
+
+    def forward(self, x: Tensor, width: int) -> tuple[Tensor, tuple[int, int]]:
+        """Images ``(B, C, H, W)`` to tokens ``(B, N, width)`` and their grid ``(rows, columns)``."""
+        x, grid = super().forward(x, self.embed_dims if self.stem_norm == 'full' else width)
+        return leading(self.norm(x), width), grid
+
+
+class ElasticWindowMSA(WindowMSA, ElasticLayer):
+    """Attention within windows, over however many heads of ``embed_dims / num_heads`` channels arrive.
+
+    Each head has its own relative position biases: the leading heads keep theirs.
+
+    Args:
+        embed_dims: Channels at full width.
+        window_size: Rows and columns of a window.
+        num_heads: Heads at full width.
+        qkv_bias: Bias on query, key and value. Default: True.
+    """
+
+    def __init__(self, embed_dims: int, window_size: tuple[int, int], num_heads: int, qkv_bias: bool = True):
+        BaseModule.__init__(self)  # WindowMSA's would build linear layers that are not elastic
+        self.head_dim = embed_dims // num_heads
+        rows, columns = window_size
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * rows - 1) * (2 * columns - 1), num_heads))
+        index = self.double_step_seq(2 * columns - 1, rows, 1, columns)
+        self.register_buffer('relative_position_index', (index + index.T).flip(1).contiguous())  # (N, N)
+        self.qkv = ElasticLinear(embed_dims, 3 * embed_dims, bias=qkv_bias, stacked=3)
+        self.proj = ElasticLinear(embed_dims, embed_dims)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Windows of tokens, ``(B * windows, N, width)``, to the same.
+
+        Args:
+            x: The windows.
+            mask: Added to the attention of each window, ``(windows, N, N)``. Default: none.
+        """
+        qkv = self.qkv(x).unflatten(-1, (3, -1, self.head_dim))  # (B * windows, N, 3, heads, head_dim)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B * windows, heads, N, head_dim)
+        bias = leading(self.relative_position_bias_table, query.shape[1])[self.relative_position_index]
+        scores = query * self.head_dim**-0.5 @ key.transpose(-2, -1) + bias.permute(2, 0, 1)
+        if mask is not None:
+            scores = (scores.unflatten(0, (-1, len(mask))) + mask.unsqueeze(1)).flatten(0, 1)
+        x = scores.softmax(dim=-1) @ value
+        return self.proj(x.transpose(1, 2).flatten(2))
+
+    def sliced_state(self, ratio: Fraction) -> dict[str, Tensor]:
+        table = self.relative_position_bias_table
+        return {
+            'relative_position_bias_table': leading(table, int(table.shape[1] * ratio)).clone(),
+            'relative_position_index': self.relative_position_index.clone(),
+        }
+
+
+class ElasticSwinBlock(BaseModule):
+    """One pre-norm block of attention within (shifted) windows."""
+
+    def __init__(self, width: int, head_dim: int, shift: bool, window_size: int, drop_path_rate: float):
+        super().__init__()
+        self.drop_path_rate = drop_path_rate
+        self.norm1 = ElasticLayerNorm(width, NORM_EPS)
+        self.attn = ShiftWindowMSA(
+            width,
+            width // head_dim,
+            window_size,
+            shift_size=window_size // 2 if shift else 0,
+            pad_small_map=True,
+            window_msa=ElasticWindowMSA,
+        )
+        self.norm2 = ElasticLayerNorm(width, NORM_EPS)
+        self.ffn = ElasticFFN(width, MLP_RATIO * width, layer_scale_init_value=0)
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Tokens ``(B, rows * columns, width)`` to the same."""
+        drop_rate = self.drop_path_rate if self.training else 0.0
+        x = add_branch(x, lambda x: self.attn(self.norm1(x), grid), drop_rate)
+        return add_branch(x, lambda x: self.ffn(self.norm2(x)), drop_rate)
+
+
+class ElasticPatchMerging(PatchMerging):
+    """Halves the grid and doubles the channels, over however many arrive.
+
+    The four tokens of a cell lie channel by channel, ``(c0 of all four, c1 of all four, ..)``. A leading slice is
+    therefore the leading slice of each of the four. (The authors' code puts token after token, and cuts each.)
+    """
+
+    def __init__(self, width: int):
+        super().__init__(width, 2 * width, norm_cfg=None)
+        self.norm = ElasticLayerNorm(4 * width, NORM_EPS)
+        self.reduction = ElasticLinear(4 * width, 2 * width, bias=False)
+
+
+class ElasticSwinStage(BaseModule):
+    """Blocks on one grid, every other one shifted, and the patch merging after them."""
+
+    def __init__(self, width: int, depth: int, downsample: bool, **block_options: Any):
+        super().__init__()
+        self.blocks = ModuleList(
+            ElasticSwinBlock(width, shift=index % 2 == 1, **block_options) for index in range(depth)
+        )
+        self.downsample = ElasticPatchMerging(width) if downsample else None
+
+
+@MODELS.register_module()
+class ElasticSwinTransformer(SwinTransformer):
+    """Swin transformer that computes any of its subnets (POA, Sec. 3.2).
+
+    A drop-in for mmpretrain's ``SwinTransformer`` whose forward takes the subnet to compute. At full size it
+    is that network, block for block. The width of a subnet is that of its first stage, doubled from stage to
+    stage; its depth is that of the third stage, the others stay whole. The stem is told the width; every
+    later layer reads it off its input.
+
+    A block keeps its shift (or has none) whatever is dropped around it, as in the authors' code. Two
+    neighbours in a subnet may therefore both be shifted; the config of the extracted network says so by
+    ``stage_cfgs``. Maps that do not divide into windows are padded, smaller ones too (``pad_small_map``).
+
+    The class feature is the mean of the last feature map; patches and masks lie on a grid twice as fine as
+    that map. A mask replaces what the stem gives, after its norm.
+
+    Args:
+        arch: A name of ``arch_zoo`` (those of mmpretrain's ``SwinTransformer``, but with heads of 16 channels
+            instead of 32, which is the step of the widths) or a dict with ``embed_dims``, ``depths`` and
+            ``num_heads``, the latter two for each of four stages: the largest subnet. Default: ``'base'``.
+        widths: Widths of the subnets, multiples of the head's channels up to ``embed_dims``.
+            Default: every number of heads from 6 up: 96, 112, 128 for ``'base'``.
+        depths: Depths of the subnets, up to the third of ``arch``'s ``depths``. Default: from a third of
+            that up: 6 .. 18 for ``'base'``.
+        aliases: Names of subnets. Default: ``tiny``, ``small``, ``base`` and ``large`` (Swin-T, -S, -B, -L)
+            where the space holds them.
+        img_size: Height and width in pixels that costs are given for; any size can be computed. Default: 224.
+        patch_size: Height and width of a patch in pixels. Default: 4.
+        in_channels: Channels of the images. Default: 3.
+        window_size: Rows and columns of a window. Default: 7.
+        out_indices: Stages whose output is returned, the last (3) among them. Default: (3,).
+        drop_path_rate: Share of the batch that skips each residual branch in training, the same in all
+            blocks. Default: 0.
+        stem_norm: Channels that the LayerNorm of the stem runs over. ``'sliced'``: those of the subnet, as in
+            a plain network of its width, so that an extracted subnet is exactly what was trained. ``'full'``:
+            all, before the cut, as in the authors' code and what was trained with it. No plain network can do
+            that (mean and variance need the channels that were cut), so that only subnets of full width can
+            be extracted. Default: ``'sliced'``.
+        init_cfg: mmengine's initialisation config. Default: truncated normal of std 0.02 for linear layers.
+
+    Raises:
+        ValueError: If arch, widths, depths, out_indices, drop_path_rate or stem_norm are not valid.
+    """
+
+    arch_zoo = {
+        name: {**arch, 'num_heads': [2 * heads for heads in arch['num_heads']]}
+        for name, arch in SwinTransformer.arch_zoo.items()
+    }
+    STANDARD_SUBNETS: Mapping[str, Subnet] = {
+        'tiny': Subnet(96, 6),
+        'small': Subnet(96, 18),
+        'base': Subnet(128, 18),
+        'large': Subnet(192, 18),
+    }
+    STEM_NORMS = ('sliced', 'full')
+    stem_modules = ('patch_embed',)
+    neck = dict(type='GlobalAveragePooling')
+
+    def __init__(
+        self,
+        arch: str | Mapping[str, Any] = 'base',
+        widths: Iterable[int] | None = None,
+        depths: Iterable[int] | None = None,
+        aliases: Mapping[str, str] | None = None,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 4,
+        in_channels: int = 3,
+        window_size: int = 7,
+        out_indices: Sequence[int] = (3,),
+        drop_path_rate: float = 0.0,
+        stem_norm: str = 'sliced',
+        init_cfg: dict | list | None = None,
+    ):
+        # Not SwinTransformer.__init__: it would build all of its own stages, only to be replaced.
+        BaseBackbone.__init__(self, init_cfg or dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.0))
+        self.arch_settings = self._arch_settings(arch)
+        self.embed_dims = self.arch_settings['embed_dims']
+        self.depths = self.arch_settings['depths']
+        self.num_heads = self.arch_settings['num_heads']
+        self.head_dim = self.embed_dims // self.num_heads[0]
+        self.space = self._space(widths, depths, aliases)
+        self.num_layers = len(self.depths)
+        self.stage_channels = [self.embed_dims * 2**stage for stage in range(self.num_layers)]
+        self.feature_channels = self.stage_channels[-1]
+
+        last = self.num_layers - 1
+        if not {last} <= set(out_indices) <= set(range(self.num_layers)):
+            raise ValueError(f'out_indices {out_indices} must be among 0 .. {last} and hold {last}')
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f'drop_path_rate {drop_path_rate} is not in [0, 1)')
+        if stem_norm not in self.STEM_NORMS:
+            raise ValueError(f'stem_norm {stem_norm!r} is not one of {", ".join(self.STEM_NORMS)}')
+        self.out_indices = tuple(sorted(set(out_indices)))
+        self.drop_path_rate = drop_path_rate
+        self.stem_norm = stem_norm
+        self.img_size = to_2tuple(img_size)
+        self.patch_size = patch_size
+        self.in_channels = in_channels
+        self.window_size = window_size
+        # What methods of mmpretrain's class ask for.
+        self.frozen_stages, self.norm_eval, self.use_abs_pos_embed = -1, False, False
+
+        self.patch_embed = ElasticSwinStem(
+            stem_norm,
+            in_channels=in_channels,
+            embed_dims=self.embed_dims,
+            kernel_size=patch_size,
+            stride=patch_size,
+            input_size=self.img_size,
+        )
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, self.embed_dims))
+        self.stages = ModuleList(
+            ElasticSwinStage(
+                width,
+                depth,
+                downsample=stage < last,
+                head_dim=self.head_dim,
+                window_size=window_size,
+                drop_path_rate=drop_path_rate,
+            )
+            for stage, (width, depth) in enumerate(zip(self.stage_channels, self.depths))
+        )
+        for stage in self.out_indices:
+            self.add_module(f'norm{stage}', ElasticLayerNorm(self.stage_channels[stage], NORM_EPS))
+
+    @classmethod
+    def _arch_settings(cls, arch: str | Mapping[str, Any]) -> dict[str, Any]:
+        if isinstance(arch, str):
+            if arch.lower() not in cls.arch_zoo:
+                raise ValueError(f'arch {arch!r} is not one of {", ".join(cls.arch_zoo)}')
+            return dict(cls.arch_zoo[arch.lower()])
+        if set(arch) != {'embed_dims', 'depths', 'num_heads'}:
+            raise ValueError(f"arch {dict(arch)} needs exactly the keys ['depths', 'embed_dims', 'num_heads']")
+        width, heads = arch['embed_dims'], list(arch['num_heads'])
+        if len(arch['depths']) != 4 or heads != [heads[0] * 2**stage for stage in range(4)] or width % heads[0]:
+            raise ValueError(
+                f'arch {dict(arch)} needs depths and num_heads of four stages, num_heads doubled from each to '
+                'the next, the first a divisor of embed_dims'
+            )
+        return dict(embed_dims=width, depths=list(arch['depths']), num_heads=heads)
+
+    def _space(
+        self, widths: Iterable[int] | None, depths: Iterable[int] | None, aliases: Mapping[str, str] | None
+    ) -> SubnetSpace:
+        heads, depth = self.num_heads[0], self.depths[ELASTIC_STAGE]
+        if widths is None:
+            widths = [self.head_dim * n for n in range(min(6, heads), heads + 1)]
+        if depths is None:
+            depths = range(-(-depth // 3), depth + 1)
+        space = SubnetSpace(widths, depths)
+        whole = Subnet(self.embed_dims, depth)
+        if space.largest != whole:
+            raise ValueError(f'the largest of {space.describe()} must be the whole network, {whole}')
+        for width in space.widths:
+            if width % self.head_dim:
+                raise ValueError(f'width {width} does not divide into heads of {self.head_dim} channels')
+        if aliases is None:
+            aliases = {name: subnet for name, subnet in self.STANDARD_SUBNETS.items() if subnet in space}
+        return SubnetSpace(space.widths, space.depths, aliases)
+
+    def forward(self, x: Tensor, subnet: Subnet | None = None, mask: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Normalised feature maps of the stages in ``out_indices``.
+
+        Args:
+            x: Images, ``(B, C, H, W)``.
+            subnet: What to compute. Default: the whole network.
+            mask: Cells of the grid of :meth:`mask_grid` whose tokens are replaced by the mask token, boolean
+                ``(B, N)``. Default: none.
+
+        Returns:
+            Maps ``(B, width * 2**i, rows, columns)`` of the stages ``i``.
+
+        Raises:
+            ValueError: If the subnet is not in the space or the mask does not fit the grid.
+        """
+        maps = enumerate(self._stage_outputs(x, subnet, mask))
+        return tuple(self._feature_map(stage, *output) for stage, output in maps if stage in self.out_indices)
+
+    def extract_features(self, x: Tensor, subnet: Subnet | None = None, mask: Tensor | None = None) -> Features:
+        """Class and patch features from the last stage; arguments and errors as :meth:`forward`."""
+        *_, output = self._stage_outputs(x, subnet, mask)
+        return map_features(self._feature_map(self.num_layers - 1, *output))
+
+    def plain_features(self, network: SwinTransformer, x: Tensor) -> Features:
+        """The same by an extracted ``network``."""
+        return map_features(network(x)[-1])
+
+    def _stage_outputs(
+        self, x: Tensor, subnet: Subnet | None, mask: Tensor | None
+    ) -> Iterator[tuple[Tensor, tuple[int, int]]]:
+        """Tokens ``(B, rows * columns, channels)`` that leave the blocks of each stage, and their grid."""
+        subnet = self.space.parse(subnet or self.space.largest)
+        mask_grid = self.mask_grid(tuple(x.shape[-2:]))
+        x, grid = self.patch_embed(x, subnet.width)
+        if mask is not None:
+            if mask.shape != (len(x), mask_grid[0] * mask_grid[1]):
+                raise ValueError(f'mask of shape {tuple(mask.shape)} does not fit {len(x)} images, grid {mask_grid}')
+            cell = 2 ** (self.num_layers - 1) // 2  # tokens on a side
+            mask = mask.view(-1, *mask_grid).repeat_interleave(cell, 1).repeat_interleave(cell, 2)
+            mask = mask[:, : grid[0], : grid[1]].reshape(len(x), -1, 1)  # stages pad below and to the right
+            x = torch.where(mask, leading(self.mask_token, subnet.width).to(x.dtype), x)
+        for stage, blocks in zip(self.stages, self._blocks(subnet)):
+            for block in blocks:
+                x = block(x, grid)
+            yield x, grid
+            if stage.downsample is not None:
+                x, grid = stage.downsample(x, grid)
+
+    def _feature_map(self, stage: int, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        x = getattr(self, f'norm{stage}')(x)
+        return x.transpose(1, 2).unflatten(2, grid).contiguous()
+
+    def _blocks(self, subnet: Subnet) -> list[list[ElasticSwinBlock]]:
+        """Blocks in use in each stage."""
+        depths = self._stage_depths(subnet)
+        return [
+            [stage.blocks[index] for index in kept_blocks(depth, len(stage.blocks))]
+            for stage, depth in zip(self.stages, depths)
+        ]
+
+    def _stage_depths(self, subnet: Subnet) -> list[int]:
+        return [subnet.depth if stage == ELASTIC_STAGE else depth for stage, depth in enumerate(self.depths)]
+
+    def mask_grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of patches in images of ``(H, W)`` pixels: twice those of the last feature map."""
+        stride = self.patch_size * 2 ** (self.num_layers - 1)
+        return tuple(2 * -(-size // stride) for size in image_size)
+
+    def channels_of(self, subnet: Subnet) -> int:
+        """Channels of the class and patch features: eight times the width."""
+        return self.space.parse(subnet).width * self.feature_channels // self.embed_dims
+
+    def extract(self, subnet: Subnet) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Config and state dict of the stock ``mmpretrain.SwinTransformer`` that equals ``subnet``.
+
+        Raises:
+            ValueError: If the subnet is not in the space, or is narrower than a network with ``stem_norm='full'``.
+        """
+        subnet = self.space.parse(subnet)
+        if self.stem_norm == 'full' and subnet.width < self.embed_dims:
+            raise ValueError(
+                f'no plain network equals subnet {subnet}: the norm of the stem runs over all '
+                f"{self.embed_dims} channels (stem_norm='full'); only subnets of that width can be extracted"
+            )
+        blocks = self._blocks(subnet)
+        modules = {'patch_embed': self.patch_embed}
+        for stage, kept in enumerate(blocks):
+            modules |= {f'stages.{stage}.blocks.{position}': block for position, block in enumerate(kept)}
+            if self.stages[stage].downsample is not None:
+                modules[f'stages.{stage}.downsample'] = self.stages[stage].downsample
+        modules |= {f'norm{stage}': getattr(self, f'norm{stage}') for stage in self.out_indices}
+        ratio = Fraction(subnet.width, self.embed_dims)
+        state = {
+            f'{name}.{key}': value
+            for name, module in modules.items()
+            for key, value in sliced_state_dict(module, ratio).items()
+        }
+        config = dict(
+            type='SwinTransformer',
+            arch=dict(
+                embed_dims=subnet.width,
+                depths=self._stage_depths(subnet),
+                num_heads=[int(heads * ratio) for heads in self.num_heads],
+            ),
+            img_size=self.img_size,
+            patch_size=self.patch_size,
+            in_channels=self.in_channels,
+            window_size=self.window_size,
+            out_indices=self.out_indices,
+            pad_small_map=True,
+        )
+        shifts = [block.attn.shift_size > 0 for block in blocks[ELASTIC_STAGE]]
+        if shifts != [position % 2 == 1 for position in range(len(shifts))]:  # which is what the stock network does
+            config['stage_cfgs'] = [{} for _ in self.depths]
+            config['stage_cfgs'][ELASTIC_STAGE] = dict(block_cfgs=[dict(shift=shift) for shift in shifts])
+        return config, state
+
+    def cost(self, subnet: Subnet, image_size: int | tuple[int, int] | None = None) -> Cost:
+        """Parameters and FLOPs of the extracted ``subnet``, the latter for images of ``image_size`` pixels.
+
+        Args:
+            subnet: The subnet.
+            image_size: Default: ``img_size``.
+        """
+        subnet = self.space.parse(subnet)
+        return swin_cost(
+            subnet.width,
+            self._stage_depths(subnet),
+            image_size=to_2tuple(image_size or self.img_size),
+            head_dim=self.head_dim,
+            window_size=self.window_size,
+            patch_size=self.patch_size,
+            in_channels=self.in_channels,
+            normed_stages=self.out_indices,
+        )
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """As mmpretrain's, with the mask token beside the patch embedding (depth 0)."""
+        if param_name == f'{prefix}mask_token':
+            return 0, sum(self.depths) + 2
+        return super().get_layer_depth(param_name, prefix)
