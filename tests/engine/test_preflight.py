@@ -136,9 +136,9 @@ def test_imagenet_of_a_pretraining_config(tmp_path, monkeypatch):
 
 
 def test_scope_is_left_as_it_was(cfg, folder):
-    before = DefaultScope.get_current_instance()
-    check_data(cfg, ['train'])
-    assert DefaultScope.get_current_instance() is before
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        check_data(cfg, ['train'])
+        assert DefaultScope.get_current_instance().scope_name == 'mmpretrain'
 
 
 def test_unknown_part(cfg):

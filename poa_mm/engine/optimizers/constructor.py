@@ -40,7 +40,8 @@ class POAOptimWrapperConstructor(LayerDecayOptimWrapperConstructor):
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         """Build the optimizer and its wrapper."""
-        self._stem = tuple(f'backbone.{module}.' for module in model.backbone.stem_modules)
+        backbone = getattr(model, 'module', model).backbone  # out of DistributedDataParallel
+        self._stem = tuple(f'backbone.{module}.' for module in backbone.stem_modules)
         cfg = self.optim_wrapper_cfg
         wrapper = cfg.get('type')
         wrapper = OPTIM_WRAPPERS.get(wrapper) if isinstance(wrapper, str) else wrapper

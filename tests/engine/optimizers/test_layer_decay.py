@@ -5,7 +5,7 @@ import mmdet
 import pytest
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from poa_mm.engine.optimizers.layer_decay import depth_function
@@ -89,9 +89,14 @@ def model_config(library, backbone):
     return dict(type='mmpretrain.ImageClassifier', backbone=backbone, head=head)
 
 
+def build(library, cfg):
+    with DefaultScope.overwrite_default_scope(library):  # other tests may have left another one
+        return MODELS.build(cfg)
+
+
 @cache  # what is built is not changed
 def build_model(library, backbone):
-    return MODELS.build(model_config(library, backbone))
+    return build(library, model_config(library, backbone))
 
 
 def settings_of(model, **paramwise_cfg):
@@ -156,7 +161,7 @@ def test_flat_parameters_without_decay():
 def test_frozen_parameters_are_left_out():
     cfg = model_config('mmseg', 'vit')
     cfg['backbone']['frozen_stages'] = 3
-    settings, _ = settings_of(MODELS.build(cfg))
+    settings, _ = settings_of(build('mmseg', cfg))
     assert {name.split('.')[0] for name in settings} == {'decode_head', 'auxiliary_head'}
 
 
