@@ -108,6 +108,18 @@ def test_survives_the_dump_that_a_runner_makes(path, tmp_path):
     assert again.model == cfg.model
 
 
+@pytest.mark.parametrize('path', sorted(CONFIGS.glob('*/*_scenes.py')), ids=lambda path: path.stem)
+def test_small_configs_fit_the_subnets_of_their_pre_training(path):
+    cfg = config(path)
+    pretraining = Config.fromfile(CONFIGS / 'poa' / 'vitt_fmnist_rgb.py').model
+    subnet = re.search(r'poa-vit-(\d+x\d+)-p8', path.name)[1]
+    _, weights = MODELS.build(pretraining.backbone).extract(subnet)
+    model = build(cfg)
+    check_state(model.backbone.state_dict(), weights, 'what extraction writes')
+    assert cfg.model.data_preprocessor.mean == pretraining.data_preprocessor.mean
+    assert cfg.model.data_preprocessor.std == pretraining.data_preprocessor.std
+
+
 def rates(cfg):
     """Learning rate and weight decay of every trained parameter by its name."""
     model = build(cfg, 'meta')

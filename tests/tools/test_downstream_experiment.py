@@ -1,0 +1,76 @@
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / 'tools'))
+import downstream_experiment as experiment
+
+SEGMENTATION = experiment.TASKS['segmentation']
+
+
+@pytest.fixture
+def args(tmp_path):
+    return argparse.Namespace(task='segmentation', fashion_mnist=None, seeds=[3, 4], jobs=1, work_dir=tmp_path / 'work')
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What would be run. Trainings leave a log as mmengine does, in which subnets of POA score twice as high."""
+    done = []
+
+    def call(args, name, tool, *options):
+        done.append((tool, *map(str, options)))
+        if name.startswith('segmentation/'):
+            log = args.work_dir / name / '20260101_000000' / 'vis_data' / 'scalars.json'
+            log.parent.mkdir(parents=True)
+            scores = [8.0, 16.0] if 'poa' in name else [4.0, 8.0]
+            lines = [{'loss': 1.0, 'step': 5}, *({'mIoU': score, 'step': 10 * i} for i, score in enumerate(scores, 1))]
+            log.write_text('\n'.join(map(json.dumps, lines)))
+
+    monkeypatch.setattr(experiment, 'call', call)
+    return done
+
+
+def test_makes_what_is_missing_and_compares_both_starts(args, calls, monkeypatch, tmp_path):
+    monkeypatch.setenv('POA_SCENES', str(tmp_path / 'scenes'))
+    experiment.experiment(args)
+    assert [tool for tool, *_ in calls[:3]] == [
+        'dataset_converters/fashion_scenes.py',
+        'train.py',
+        'extract_subnet.py',
+    ]
+    trainings = calls[3:]
+    assert len(trainings) == len(experiment.SUBNETS) * len(experiment.STARTS) * len(args.seeds)
+    for subnet in experiment.SUBNETS:
+        config = str(experiment.ROOT / SEGMENTATION.config.format(subnet=subnet))
+        options = [' '.join(training[4:]) for training in trainings if training[1] == config]
+        weights = args.work_dir / 'subnets' / f'poa_{subnet}.safetensors'
+        assert options == [
+            f'--cfg-options model.backbone.{start} randomness.seed={seed}'
+            for seed in args.seeds
+            for start in (f'init_cfg.checkpoint={weights}', 'init_cfg=None')
+        ]
+    report = json.loads((args.work_dir / 'segmentation.json').read_text())
+    assert report['iterations'] == 20
+    assert report['rows'] == [
+        {'subnet': subnet, 'start': start, 'mIoU': [score, score]}
+        for subnet in experiment.SUBNETS
+        for start, score in (('poa', 16.0), ('scratch', 8.0))
+    ]
+    assert (args.work_dir / 'segmentation.png').read_bytes().startswith(b'\x89PNG')
+
+    del calls[3:]
+    (args.work_dir / 'subnets').mkdir()
+    (args.work_dir / 'subnets' / 'manifest.json').touch()
+    (tmp_path / 'scenes').mkdir()
+    experiment.experiment(args)
+    assert len(calls) == 3, 'nothing is done twice'
+
+
+def test_a_failure_shows_the_end_of_the_log(args):
+    with pytest.raises(RuntimeError, match=r'(?s)train\.py failed; .*nowhere\.py'):
+        experiment.call(args, 'broken', 'train.py', 'nowhere.py')
+    assert (args.work_dir / 'broken.log').exists()
