@@ -14,5 +14,3 @@ _base_ = './_base_/finetune_in1k.py'
 from poa_mm.deploy.downstream import classifier, vit
 
 model = classifier(vit('768x12', checkpoint='subnets/poa_768x12.safetensors', drop_path_rate=0.1))
-optim_wrapper = dict(paramwise_cfg=dict(layer_decay_rate=0.65))
-train_cfg = dict(max_epochs=100)

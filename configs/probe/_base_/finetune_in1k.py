@@ -1,5 +1,6 @@
 # End-to-end fine-tuning on ImageNet-1K: the customary recipe for self-supervised ViTs (BEiT, MAE, iBOT), for batches
 # of 1024. A size sets the number of epochs, the layer-wise decay and the drop path; the schedule follows the epochs.
+# Those below are ViT-B's, for subnets that have no config of their own.
 _base_ = [
     'mmpretrain::_base_/datasets/imagenet_bs64_swin_224.py',  # RandAugment, random erasing
     'mmpretrain::_base_/schedules/imagenet_bs1024_adamw_swin.py',
@@ -32,6 +33,7 @@ optim_wrapper = dict(
     optimizer=dict(lr=1e-3),
     constructor='LayerDecayOptimWrapperConstructor',
     paramwise_cfg=dict(
+        layer_decay_rate=0.65,
         custom_keys={'.cls_token': dict(decay_mult=0.0), '.pos_embed': dict(decay_mult=0.0)},
     ),
 )
@@ -39,6 +41,7 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=True, end=warmup_epochs, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', eta_min=1e-6, by_epoch=True, begin=warmup_epochs, convert_to_iter_based=True),
 ]
+train_cfg = dict(max_epochs=100)
 
 default_hooks = dict(
     checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=1, save_best='accuracy/top1', rule='greater'),
