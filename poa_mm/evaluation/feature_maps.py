@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from poa_mm.elastic import Subnet
 from poa_mm.engine.checkpoint import check_state, load_teacher, read_checkpoint
 
-from .report import _write
+from .report import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -336,7 +336,7 @@ def save_feature_maps(
     maps = [compute_maps(network, pixels) for network in networks]
     figure = draw_feature_maps([Path(path).name for path in images], pixels, [n.name for n in networks], maps)
     out.parent.mkdir(parents=True, exist_ok=True)
-    return _write(out, lambda path: figure.savefig(path, format='png', dpi=200))
+    return write_whole(out, lambda path: figure.savefig(path, format='png', dpi=200))
 
 
 def draw_feature_maps(

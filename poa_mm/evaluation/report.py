@@ -40,9 +40,9 @@ def save_report(results: Results, out_dir: str | Path) -> tuple[Path, Path]:
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     text = json.dumps(results, indent=2) + '\n'
-    json_path = _write(out_dir / 'knn.json', lambda path: path.write_text(text, encoding='utf-8'))
+    json_path = write_whole(out_dir / 'knn.json', lambda path: path.write_text(text, encoding='utf-8'))
     figure = draw_heat_map(results)
-    png_path = _write(out_dir / 'knn.png', lambda path: figure.savefig(path, format='png', dpi=150))
+    png_path = write_whole(out_dir / 'knn.png', lambda path: figure.savefig(path, format='png', dpi=150))
     return json_path, png_path
 
 
@@ -133,7 +133,8 @@ def _ks(results: Results) -> list[str]:
     return [key for key in next(iter(results.values())) if key.isdigit()]
 
 
-def _write(path: Path, write: Callable[[Path], object]) -> Path:
+def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
+    """Have ``write`` write a file beside its place, then move it there: it is never seen in part."""
     part = path.with_name(f'.{path.name}.{os.getpid()}')
     try:
         write(part)
