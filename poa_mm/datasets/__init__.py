@@ -1,4 +1,4 @@
 from .digits import Digits
-from .transforms import BlockMask
+from .transforms import BlockMask, RandomBackground
 
-__all__ = ['BlockMask', 'Digits']
+__all__ = ['BlockMask', 'Digits', 'RandomBackground']

@@ -20,6 +20,7 @@ import numpy as np
 from mmpretrain.datasets import FashionMNIST
 from PIL import Image
 
+from .compositing import DARKEST, TEXTURES, background, paint, photographed, silhouette, tinted
 from .digits import Digits
 
 SOURCES = {'fashion_mnist': FashionMNIST, 'digits': Digits}
@@ -28,7 +29,6 @@ NAMES = ('own', 'library')
 NUM_ITEM_CLASSES = 10  # of every source
 MIN_SIDE = 32  # px; mmdet leaves smaller images out of training
 MIN_VISIBLE = 0.25  # an item of which others hide more is left out
-SILHOUETTE = 32  # grey level that an item's pixels exceed; lower ones are the noise around it
 
 
 class Scene(NamedTuple):
@@ -76,14 +76,13 @@ def compose_scene(
     sprites = [_sprite(rng, items[i], int(labels[i]), size, scale) for i in chosen]
     sprites, masks = _occlude(sprites, size)
 
-    image, semantic = _background(rng, size)
+    image, textures = background(rng, size)
+    semantic = NUM_ITEM_CLASSES + textures
     for sprite in reversed(sprites):  # from back to front
-        alpha = cv2.GaussianBlur(sprite.mask.astype(np.float32), (3, 3), 0)[..., None]
-        image[sprite.where] += alpha * (sprite.colour - image[sprite.where])
+        paint(image[sprite.where], sprite.colour, sprite.mask)
         semantic[sprite.where][sprite.mask] = sprite.label
-    image += rng.normal(0, 3, image.shape)
     return Scene(
-        image=image.round().clip(0, 255).astype(np.uint8),
+        image=photographed(rng, image),
         masks=masks,
         labels=np.array([sprite.label for sprite in sprites], dtype=np.int64),
         semantic=semantic,
@@ -111,80 +110,20 @@ def _sprite(
     grey, mask = _cut_out(item, side=round(rng.uniform(*scale) * min(size)))
     if rng.random() < 0.5:
         grey, mask = grey[:, ::-1], mask[:, ::-1]
-    shade = 0.3 + 0.7 * grey.astype(np.float32) / 255
-    tint = _colour(rng, saturation=(0.2, 1.0), value=(0.6, 1.0))
+    colour = tinted(rng, grey)
     top, left = (int(rng.integers(whole - part, endpoint=True)) for whole, part in zip(size, mask.shape))
     where = (slice(top, top + mask.shape[0]), slice(left, left + mask.shape[1]))
-    return _Sprite(shade[..., None] * tint, mask, where, label)
+    return _Sprite(colour, mask, where, label)
 
 
 def _cut_out(item: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
     """Crop an item to its silhouette and scale it; returns grey levels and the filled silhouette, ``(h, w)``."""
-    left, top, width, height = cv2.boundingRect((item > SILHOUETTE).astype(np.uint8))
+    left, top, width, height = cv2.boundingRect((item > DARKEST).astype(np.uint8))
     item = np.pad(item[top : top + height, left : left + width], 1)
     scale = side / max(item.shape)
     shape = [max(round(length * scale), 1) for length in item.shape]
     grey = cv2.resize(item, shape[::-1], interpolation=cv2.INTER_CUBIC)
-    outlines, _ = cv2.findContours((grey > SILHOUETTE).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    filled = cv2.drawContours(np.zeros_like(grey), outlines, -1, 1, cv2.FILLED)
-    return grey, filled.astype(bool)
-
-
-# --- backgrounds -----------------------------------------------------------------------------
-def _background(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Two textures that meet at a line: image ``(H, W, 3)`` float32 in 0..255, classes ``(H, W)`` uint8."""
-    y, x = np.indices(size, dtype=np.float32) / min(size)
-    first, second = rng.choice(len(TEXTURES), size=2, replace=False)
-    beyond = _rotated(rng, y - y.mean(), x - x.mean())[0] > rng.uniform(-0.4, 0.4)
-    image = np.where(beyond[..., None], _textured(rng, second, y, x), _textured(rng, first, y, x))
-    return image, np.where(beyond, NUM_ITEM_CLASSES + second, NUM_ITEM_CLASSES + first).astype(np.uint8)
-
-
-def _textured(rng: np.random.Generator, kind: int, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    colour = _colour(rng, saturation=(0.0, 0.6), value=(0.2, 0.9))
-    other = np.clip(colour + rng.choice([-1, 1], size=3) * rng.uniform(25, 70, size=3), 0, 255)
-    weight = list(TEXTURES.values())[kind](rng, y, x)[..., None]
-    return (colour + weight * (other - colour)).astype(np.float32)
-
-
-def _gradient(rng: np.random.Generator, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    along, _ = _rotated(rng, y, x)
-    return (along - along.min()) / np.ptp(along)
-
-
-def _clouds(rng: np.random.Generator, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    octaves = [
-        cv2.resize(rng.random((cells, cells), dtype=np.float32), x.shape[::-1], interpolation=cv2.INTER_CUBIC) / cells
-        for cells in (4, 8, 16)
-    ]
-    clouds = sum(octaves)
-    return (clouds - clouds.min()) / np.ptp(clouds)
-
-
-def _stripes(rng: np.random.Generator, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    along, _ = _rotated(rng, y, x)
-    wave = np.sin(2 * np.pi * rng.uniform(4, 12) * along)
-    return np.clip(0.5 + 2 * wave, 0, 1)
-
-
-def _checks(rng: np.random.Generator, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    frequency = rng.uniform(4, 12)
-    along, across = _rotated(rng, y, x)
-    return (np.floor(along * frequency) + np.floor(across * frequency)) % 2
-
-
-TEXTURES = {'gradient': _gradient, 'clouds': _clouds, 'stripes': _stripes, 'checks': _checks}
-
-
-def _rotated(rng: np.random.Generator, y: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates along and across a random direction."""
-    angle = rng.uniform(0, 2 * np.pi)
-    return x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
-
-
-def _colour(rng: np.random.Generator, saturation: tuple[float, float], value: tuple[float, float]) -> np.ndarray:
-    """A random colour of any hue, ``(3,)`` in 0..255."""
-    return 255 * np.array(colorsys.hsv_to_rgb(rng.random(), rng.uniform(*saturation), rng.uniform(*value)), np.float32)
+    return grey, silhouette(grey)
 
 
 # --- many scenes -----------------------------------------------------------------------------

@@ -1,3 +1,4 @@
 from .block_mask import BlockMask
+from .random_background import RandomBackground
 
-__all__ = ['BlockMask']
+__all__ = ['BlockMask', 'RandomBackground']
