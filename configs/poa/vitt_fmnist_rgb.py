@@ -2,23 +2,25 @@
 `docs/downstream.md`.
 
     POA_FMNIST=/path/to/fashion_mnist python tools/train.py configs/poa/vitt_fmnist_rgb.py
-    POA_FMNIST=... python tools/eval_knn.py configs/poa/vitt_fmnist_rgb.py work_dirs/vitt_fmnist_rgb/iter_1500.pth
+    POA_FMNIST=... python tools/eval_knn.py configs/poa/vitt_fmnist_rgb.py work_dirs/vitt_fmnist_rgb/iter_3000.pth
 
 The recipe is that of `vitt_fmnist.py`, with patches of 8 pixels, for strides that detection and segmentation can use,
-depths from 4 up, for the four feature maps that they need, and three equal channels.
+depths from 4 up, for the four feature maps that they need, and colours. Every other view is tinted and in front of
+textures of its own, so that only the item helps to recognise an image. The others stay grey on black, the easier task
+to begin with.
 
-k-NN accuracy on the test part after 15 minutes on one busy CPU core, seed 0: 0.783 (48x4), 0.811 (96x6).
+KNN
 """
 
 _base_ = './vitt_fmnist.py'
 
-max_iters = 1500
+max_iters = 3000
 warmup_iters = 100
-ramp_iters = 400
+ramp_iters = 600
 
 # --- model -----------------------------------------------------------------------------------
 model = dict(
-    data_preprocessor=dict(mean=[72.9] * 3, std=[90.0] * 3),  # which makes three channels of one
+    data_preprocessor=dict(mean=[72.9] * 3, std=[90.0] * 3),
     backbone=dict(
         arch=dict(num_layers=6),
         depths=[4, 5, 6],
@@ -32,8 +34,9 @@ model = dict(
 global_crop = dict(type='RandomResizedCrop', scale=32, crop_ratio_range=(0.4, 1.0), interpolation='bicubic')
 local_crop = dict(type='RandomResizedCrop', scale=16, crop_ratio_range=(0.15, 0.4), interpolation='bicubic')
 flip = dict(type='RandomFlip', prob=0.5)
+background = dict(type='RandomBackground', prob=0.5)
 train_pipeline = [
-    dict(type='MultiView', num_views=[2, 4], transforms=[[global_crop, flip], [local_crop, flip]]),
+    dict(type='MultiView', num_views=[2, 4], transforms=[[global_crop, flip, background], [local_crop, flip, background]]),
     dict(type='BlockMask', grid=4, prob=0.5, ratio=(0.1, 0.5), min_patches=1),
     dict(type='PackInputs'),
 ]

@@ -141,19 +141,22 @@ def _with(config: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
 
 
 # --- tasks -----------------------------------------------------------------------------------
-def detector(backbone: Mapping[str, Any], channels: int = 256) -> dict[str, Any]:
+def detector(
+    backbone: Mapping[str, Any], channels: int = 256, norm_cfg: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Backbone and neck of a mmdet model with FPN: five maps of strides 4 to 64.
 
     Args:
         backbone: Config of a stock backbone, such as :func:`vit` returns.
         channels: Channels of FPN's maps, as the heads expect them. Default: 256.
+        norm_cfg: Norm of FPN's convolutions. Default: None, as in mmdet's own configs.
 
     Raises:
         ValueError: If the backbone is of unknown type, has no four feature maps of strides 4, 8, 16 and 32, or
             sets itself what comes out of it. So do the functions below.
     """
     backbone, pyramid, widths = _family(backbone).feature_maps()
-    fpn = dict(type='FPN', in_channels=widths, out_channels=channels, num_outs=5)
+    fpn = dict(type='FPN', in_channels=widths, out_channels=channels, num_outs=5, norm_cfg=norm_cfg)
     return dict(backbone=backbone, neck=[pyramid, fpn])
 
 

@@ -9,12 +9,13 @@ scenes = '{{$POA_SCENES:data/fashion_scenes}}'
 data_root = scenes + '/coco/'
 classes = semantic_classes('fashion_mnist')[:NUM_ITEM_CLASSES]
 batch_size = 6
-max_iters = 300
-warmup_iters = 30
+max_iters = 1500
+warmup_iters = 100
 
 # --- model -----------------------------------------------------------------------------------
 channels = 32
-sampler = dict(type='RandomSampler', num=32, pos_fraction=0.25, neg_pos_ub=-1, add_gt_as_proposals=True)
+norm_cfg = dict(type='GN', num_groups=8)  # of FPN; without, its maps grew to 10,000 at this learning rate
+sampler = dict(type='RandomSampler', num=32, pos_fraction=0.5, neg_pos_ub=-1, add_gt_as_proposals=True)
 model = dict(
     data_preprocessor=dict(mean=[72.9] * 3, std=[90.0] * 3),  # the pre-training's
     rpn_head=dict(
@@ -23,7 +24,7 @@ model = dict(
         anchor_generator=dict(scales=[4]),  # the items are 19 to 64 pixels long
     ),
     roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=channels),
+        bbox_roi_extractor=dict(out_channels=channels, roi_layer=dict(sampling_ratio=2)),
         bbox_head=[
             dict(
                 head,
@@ -34,7 +35,7 @@ model = dict(
             )
             for head in _base_.bbox_heads
         ],
-        mask_roi_extractor=dict(out_channels=channels),
+        mask_roi_extractor=dict(out_channels=channels, roi_layer=dict(sampling_ratio=2)),
         mask_head=dict(in_channels=channels, conv_out_channels=channels, num_convs=2, num_classes=len(classes)),
     ),
     train_cfg=dict(
@@ -75,7 +76,7 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=warmup_iters),
     dict(type='CosineAnnealingLR', eta_min_ratio=0.01, by_epoch=False, begin=warmup_iters, end=max_iters),
 ]
-train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters // 2)
+train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters // 3)
 
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=max_iters))
 log_processor = dict(by_epoch=False)

@@ -9,8 +9,8 @@ data_root = scenes + '/ade/ADEChallengeData2016'
 classes = semantic_classes('fashion_mnist')
 crop_size = (128, 128)
 batch_size = 8
-max_iters = 600
-warmup_iters = 60
+max_iters = 2000
+warmup_iters = 100
 
 # --- model -----------------------------------------------------------------------------------
 channels = 64
