@@ -9,5 +9,6 @@ from poa_mm.deploy.downstream import detector, vit
 
 model = detector(
     vit('96x6', checkpoint='subnets/poa_96x6.safetensors', img_size=32, patch_size=8, head_dim=16, mlp_ratio=2),
-    channels=_base_.channels, norm_cfg=_base_.norm_cfg,
+    channels=_base_.channels,
+    norm_cfg=_base_.norm_cfg,
 )

@@ -36,7 +36,9 @@ local_crop = dict(type='RandomResizedCrop', scale=16, crop_ratio_range=(0.15, 0.
 flip = dict(type='RandomFlip', prob=0.5)
 background = dict(type='RandomBackground', prob=0.5)
 train_pipeline = [
-    dict(type='MultiView', num_views=[2, 4], transforms=[[global_crop, flip, background], [local_crop, flip, background]]),
+    dict(
+        type='MultiView', num_views=[2, 4], transforms=[[global_crop, flip, background], [local_crop, flip, background]]
+    ),
     dict(type='BlockMask', grid=4, prob=0.5, ratio=(0.1, 0.5), min_patches=1),
     dict(type='PackInputs'),
 ]
