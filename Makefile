@@ -11,6 +11,7 @@ ENV_PYTHON = $$(tools/make_env.sh $(STACK))/bin/python
 help:
 	@echo 'make env     build the Python environment and install poa_mm into it (STACK=onedl|openmmlab)'
 	@echo 'make demo    pre-train on handwritten digits, extract, score every subnet: 10 minutes on 2 cores'
+	@echo '             (CONFIG=configs/poa/resnet_digits.py: the same with a ResNet)'
 	@echo 'make test    run the tests'
 	@echo 'make lint    check style'
 
@@ -21,7 +22,7 @@ env:
 
 # One thread: as fast for a network this small, and much faster when the machine has other work.
 demo:
-	@python=$(ENV_PYTHON) && OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $$python tools/demo.py
+	@python=$(ENV_PYTHON) && OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $$python tools/demo.py $(CONFIG)
 
 test:
 	@python=$(ENV_PYTHON) && $$python -m pytest -q

@@ -69,3 +69,63 @@ def elastic_vit(randomise):
         return network
 
     return make
+
+
+@pytest.fixture(scope='session')
+def supernets():
+    """Configs of small elastic backbones of every family, for images of 64 pixels.
+
+    ``8x3-4-6-3`` of the ResNet is a stock network, ``12x3-4-6-3`` needs the plain class of poa_mm.
+    """
+    return dict(
+        vit=dict(
+            type='ElasticVisionTransformer',
+            arch=dict(embed_dims=64, num_layers=4, num_heads=4, feedforward_channels=256),
+            widths=[32, 48, 64],
+            depths=[2, 3, 4],
+            img_size=64,
+            layer_scale_init_value=0.5,
+        ),
+        swin=dict(
+            type='ElasticSwinTransformer',
+            arch=dict(embed_dims=32, depths=[1, 1, 4, 1], num_heads=[4, 8, 16, 32]),
+            widths=[16, 24, 32],
+            depths=[2, 3, 4],
+            img_size=64,
+            window_size=4,
+        ),
+        resnet=dict(
+            type='ElasticResNet',
+            stage_blocks=[3, 4, 6, 3],
+            mid_channels=16,
+            depths=[3, [2, 3, 4], [1, 6], 3],
+            stem_channels=8,
+            base_channels=8,
+            num_groups=4,
+            img_size=64,
+        ),
+    )
+
+
+@pytest.fixture(scope='session')
+def supernet_file(supernets, randomise, tmp_path_factory):
+    """Maker of checkpoints of ``supernets`` with random weights, by family."""
+    from functools import cache
+
+    from mmengine.registry import MODELS
+
+    from poa_mm.engine.checkpoint import describe_supernet
+
+    @cache
+    def make(family):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            backbone = randomise(MODELS.build(supernets[family]))
+        path = tmp_path_factory.mktemp(family) / 'poa.pth'
+        state = {f'teacher.backbone.{key}': value for key, value in backbone.state_dict().items()}
+        normalisation = dict(mean=[1.5, 2.5, 3.5], std=[4.0, 5.0, 6.0])
+        description = describe_supernet(dict(backbone=supernets[family], data_preprocessor=normalisation))
+        torch.save({'state_dict': state, 'poa': description}, path)
+        return path
+
+    return make

@@ -27,7 +27,14 @@ CONFIG = Path(__file__).parents[1] / 'configs' / 'poa' / 'vitt_digits.py'
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/demo'), help='default: work_dirs/demo')
+    parser.add_argument(
+        'config',
+        nargs='?',
+        type=Path,
+        default=CONFIG,
+        help='config that pre-trains on digits (default: configs/poa/vitt_digits.py)',
+    )
+    parser.add_argument('--work-dir', type=Path, help='default: work_dirs/demo/NAME_OF_THE_CONFIG')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override the config: key=value ...')
     return parser.parse_args()
 
@@ -93,11 +100,12 @@ def print_report(report: dict, work_dir: Path) -> None:
 
 def main() -> None:
     args = parse_args()
-    cfg = Config.fromfile(CONFIG)
+    cfg = Config.fromfile(args.config)
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
-    args.work_dir.mkdir(parents=True, exist_ok=True)
-    print_report(run_demo(cfg, args.work_dir), args.work_dir)
+    work_dir = args.work_dir or Path('work_dirs', 'demo', args.config.stem)
+    work_dir.mkdir(parents=True, exist_ok=True)
+    print_report(run_demo(cfg, work_dir), work_dir)
 
 
 if __name__ == '__main__':

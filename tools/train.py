@@ -9,6 +9,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from poa_mm.engine.hooks import StrictPretrainedHook
 from poa_mm.engine.hooks.model import model_of
 from poa_mm.engine.launch import LAUNCHERS, prepare, read_config
 from poa_mm.engine.pretrained import load_pretrained
@@ -68,7 +69,8 @@ def build(args: argparse.Namespace) -> Runner:
     if 'runner_type' in cfg:  # may build its model later
         return RUNNERS.build(cfg)
     runner = Runner.from_cfg(cfg)
-    load_pretrained(model_of(runner))
+    new = [name for hook in runner.hooks if isinstance(hook, StrictPretrainedHook) for name in hook.new]
+    load_pretrained(model_of(runner), new)
     return runner
 
 

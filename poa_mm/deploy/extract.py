@@ -16,7 +16,7 @@ from poa_mm.elastic import Subnet
 from poa_mm.engine.checkpoint import CheckpointError, file_sha256, load_teacher
 from poa_mm.version import __version__
 
-from .downstream import classifier, detector, segmentor
+from .downstream import classifier, detector, downstream_backbone, fine_tuning, segmentor
 from .staged_files import StagedFiles
 
 FORMATS = ('safetensors', 'pth')
@@ -58,9 +58,9 @@ model = {task}(
     )
 )
 {data_preprocessor}
-'''
+{optim_wrapper}'''
+LAYER_DECAY = 'optim_wrapper = dict(paramwise_cfg=dict(layer_decay_rate={}))\n'
 CONFIGS = Path(__file__).parents[2] / 'configs'  # of a checkout
-DROP_PATH_RATE = 0.1  # of fine-tuning
 
 
 class Library(NamedTuple):
@@ -292,7 +292,9 @@ def _downstream_text(
         ValueError: If the library's task cannot use it.
     """
     base, task, data_preprocessor = LIBRARIES[library]
-    backbone = {**backbone, 'type': f'mmpretrain.{backbone["type"]}', 'drop_path_rate': DROP_PATH_RATE}
+    backbone = downstream_backbone(backbone)
+    drop_path_rate, layer_decay_rate = fine_tuning(backbone)
+    backbone['drop_path_rate'] = drop_path_rate
     task(backbone)  # would fail in the config otherwise
     return DOWNSTREAM_CONFIG.format(
         **entry,
@@ -302,6 +304,7 @@ def _downstream_text(
         task=task.__name__,
         backbone=_arguments(backbone),
         data_preprocessor=data_preprocessor.format_map(normalisation),
+        optim_wrapper='' if layer_decay_rate is None else LAYER_DECAY.format(layer_decay_rate),
     )
 
 

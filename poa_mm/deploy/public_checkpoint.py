@@ -97,7 +97,7 @@ class ImportReport(NamedTuple):
     """What :func:`import_public_checkpoint` did.
 
     Args:
-        ignored: Entries of the public checkpoint that were left out.
+        ignored: Entries of the public checkpoint that were left out; of a branch's weights, as ``teacher.NAME``.
         student_copied: Whether the student, for want of one, is a copy of the teacher.
     """
 
@@ -123,7 +123,7 @@ def convert_public_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise CheckpointError(f'{name}: expected a tensor, found {type(value).__name__}')
-        if re.fullmatch(_UNUSED, _unwrapped(name)):
+        if _is_unused(name):
             continue
         new = _our_name(_unwrapped(name))
         if new is None:
@@ -133,6 +133,10 @@ def convert_public_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         origins[new] = name
         converted[new] = _our_value(new, value)
     return converted
+
+
+def _is_unused(name: str) -> bool:
+    return re.fullmatch(_UNUSED, _unwrapped(name)) is not None
 
 
 def _our_name(name: str) -> str | None:
@@ -210,6 +214,9 @@ def import_public_checkpoint(
     if config.get('data_preprocessor') is not None:  # as mmengine's Runner does
         model_config.setdefault('data_preprocessor', config.data_preprocessor)
     branches = find_branches(read_checkpoint(path))
+    ignored = list(branches.ignored)
+    for branch in _BRANCHES:
+        ignored += [f'{branch}.{name}' for name in getattr(branches, branch) or () if _is_unused(name)]
     teacher = convert_public_state_dict(branches.teacher)
     student = teacher if branches.student is None else convert_public_state_dict(branches.student)
 
@@ -241,7 +248,7 @@ def import_public_checkpoint(
     out = Path(out)
     with StagedFiles(out.parent) as files:
         files.add(out.name, lambda temporary: _save(checkpoint, temporary))
-    return ImportReport(branches.ignored, student_copied=branches.student is None)
+    return ImportReport(ignored, student_copied=branches.student is None)
 
 
 def _build(model_config: dict[str, Any]) -> POA:

@@ -273,7 +273,10 @@ def _types(config: Any) -> Iterable[Any]:
 
 def _check_same_network(described: nn.Module, given: nn.Module, path: str | os.PathLike) -> None:
     """Find what the shapes of the weights do not show, such as the number of heads."""
-    expected, found = (network.extract(network.space.largest)[0] for network in (described, given))
+    expected, found = (
+        network.extract(network.space.largest)[0] | {name: getattr(network, name) for name in network.elastic_options}
+        for network in (described, given)
+    )
     wrong = [
         f'{key} is {found.get(key)!r}, in the checkpoint {expected.get(key)!r}'
         for key in sorted(expected | found)

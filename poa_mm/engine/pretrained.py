@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 from .checkpoint import CheckpointError, read_checkpoint, shorten
 
 
-def load_pretrained(model: nn.Module) -> None:
+def load_pretrained(model: nn.Module, new: Collection[str] = ()) -> None:
     """Load strictly what ``init_cfg=dict(type='Pretrained', checkpoint=FILE)`` names anywhere in ``model``.
 
     A check before mmengine loads the same file, whatever of it fits. The module's own adaptations of a
@@ -22,6 +22,7 @@ def load_pretrained(model: nn.Module) -> None:
 
     Args:
         model: Model of a run, before its weights are initialised.
+        new: As of :func:`load_weights`. Default: none.
 
     Raises:
         CheckpointError: If a file is missing, cannot be read or does not fit its module; names the module, the
@@ -38,7 +39,7 @@ def load_pretrained(model: nn.Module) -> None:
                     f'init_cfg of {name or "the model"}: there is no file {checkpoint} ({path.absolute()}); '
                     'tools/extract_subnet.py cuts it out of a checkpoint of the pre-training'
                 )
-            load_weights(module, path, cfg.get('prefix'), name)
+            load_weights(module, path, cfg.get('prefix'), name, new)
 
 
 def _pretrained(init_cfg: Any) -> Iterator[Mapping[str, Any]]:
@@ -48,7 +49,13 @@ def _pretrained(init_cfg: Any) -> Iterator[Mapping[str, Any]]:
             yield cfg
 
 
-def load_weights(module: nn.Module, path: str | os.PathLike, prefix: str | None = None, name: str = '') -> None:
+def load_weights(
+    module: nn.Module,
+    path: str | os.PathLike,
+    prefix: str | None = None,
+    name: str = '',
+    new: Collection[str] = (),
+) -> None:
     """Load a checkpoint file into a module, of which every key must fit. Nothing in the file is executed.
 
     Args:
@@ -57,6 +64,8 @@ def load_weights(module: nn.Module, path: str | os.PathLike, prefix: str | None 
             or weights only.
         prefix: Take the keys below this prefix only, as mmengine's ``PretrainedInit`` does. Default: all.
         name: What errors call the module. Default: the name of its class only.
+        new: Names of submodules that pre-training may not have had: the file has all weights of such a one, or
+            none, which leaves those it has. Names of submodules that there are not do nothing. Default: none.
 
     Raises:
         CheckpointError: If the file is missing or broken, or a key is missing, unexpected or of another shape.
@@ -73,7 +82,7 @@ def load_weights(module: nn.Module, path: str | os.PathLike, prefix: str | None 
         if not weights:
             raise CheckpointError(f'{path}: expected weights {start}*, found only {shorten(found)}')
 
-    if wrong := _load(module, weights):
+    if wrong := _load(module, weights, new):
         meta = checkpoint.get('meta')
         subnet = meta.get('subnet') if isinstance(meta, Mapping) else None
         what = f'{name} ({type(module).__name__})' if name else type(module).__name__
@@ -81,7 +90,7 @@ def load_weights(module: nn.Module, path: str | os.PathLike, prefix: str | None 
         raise CheckpointError(f'{path} does not fit {what}: {"; ".join(wrong)}{holds}')
 
 
-def _load(module: nn.Module, weights: Mapping[str, Any]) -> list[str]:
+def _load(module: nn.Module, weights: Mapping[str, Any], new: Collection[str]) -> list[str]:
     """Load and say what does not fit."""
     try:
         keys = module.load_state_dict(weights, strict=False)  # which still refuses other shapes
@@ -89,5 +98,9 @@ def _load(module: nn.Module, weights: Mapping[str, Any]) -> list[str]:
         lines = [line.strip() for line in str(error).splitlines()]
         lines = lines[1:] or lines  # torch's headline says no more than that there are errors
         return lines[:3] + ([f'and {len(lines) - 3} more'] if len(lines) > 3 else [])
-    named = {'missing': keys.missing_keys, 'unexpected': keys.unexpected_keys}
+    missing = set(keys.missing_keys)
+    for name in new:
+        own = {key for key in module.state_dict() if key.startswith(f'{name}.')}
+        missing -= own if own <= missing else set()
+    named = {'missing': missing, 'unexpected': keys.unexpected_keys}
     return [f'{kind} {shorten(names)}' for kind, names in named.items() if names]

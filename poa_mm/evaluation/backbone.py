@@ -12,37 +12,48 @@ from torch import Tensor, nn
 from poa_mm.elastic import Subnet, SubnetSpace
 from poa_mm.engine.checkpoint import load_teacher
 from poa_mm.engine.pretrained import load_weights
-from poa_mm.models.backbones import Features
+from poa_mm.models.backbones import ElasticResNet, ElasticSwinTransformer, ElasticVisionTransformer, Features
+from poa_mm.models.backbones.elastic_backbone import ElasticBackbone
+
+FAMILIES: Mapping[str, type[ElasticBackbone]] = {  # of what subnets are extracted to
+    'VisionTransformer': ElasticVisionTransformer,
+    'SwinTransformer': ElasticSwinTransformer,
+    'ResNet': ElasticResNet,
+    'BottleneckResNet': ElasticResNet,
+}
 
 
 class StockBackbone(nn.Module):
-    """A stock ViT of mmpretrain behind the interface of an elastic backbone: its space is one subnet.
+    """A network cut out of a supernet behind the interface of an elastic backbone: its space is one subnet.
 
     Args:
-        config: Of the backbone, ``out_type`` aside.
+        config: Of the network.
+        family: Class of the elastic backbone whose subnets are such networks.
     """
 
-    def __init__(self, config: Mapping[str, Any]):
+    def __init__(self, config: Mapping[str, Any], family: type[ElasticBackbone]):
         super().__init__()
-        self.backbone = MODELS.build(dict(config, out_type='raw'))
-        self.space = SubnetSpace([self.backbone.embed_dims], [self.backbone.num_layers])
+        self.backbone = MODELS.build(dict(config))
+        self.family = family
+        subnet = family.subnet_of(self.backbone)
+        depths = [subnet.depth] if isinstance(subnet.depth, int) else [[stage] for stage in subnet.depth]
+        self.space = SubnetSpace([subnet.width], depths)
 
     def extract_features(self, x: Tensor, subnet: Subnet | None = None) -> Features:
         """Class and patch features of images ``(B, C, H, W)``; there is one subnet, whatever is asked for."""
-        tokens = self.backbone(x)[-1]  # (B, 1 + N, D)
-        return Features(cls=tokens[:, 0], patch=tokens[:, 1:])
+        return self.family.plain_features(self.backbone, x)
 
 
 def load_backbone(config: Mapping[str, Any], checkpoint: str | os.PathLike | None = None) -> nn.Module:
     """The backbone to score, in evaluation mode, with weights that fit it to the last key.
 
     Args:
-        config: Of an elastic backbone, or of the stock ViT that was cut out of one.
+        config: Of an elastic backbone, or of the network that was cut out of one.
         checkpoint: Of the pre-training, or the file of the extracted weights. Default: the one that
             ``init_cfg=dict(type='Pretrained', checkpoint=...)`` of the backbone names.
 
     Returns:
-        What :func:`~poa_mm.evaluation.evaluate_knn` takes: the teacher, or the stock network with a space of
+        What :func:`~poa_mm.evaluation.evaluate_knn` takes: the teacher, or the extracted network with a space of
         one subnet.
 
     Raises:
@@ -57,8 +68,9 @@ def load_backbone(config: Mapping[str, Any], checkpoint: str | os.PathLike | Non
     kind = MODELS.get(kind) if isinstance(kind, str) else kind
     if hasattr(kind, 'extract'):
         return load_teacher(checkpoint, config)[0]
-    if kind is not MODELS.get('VisionTransformer'):
-        raise ValueError(f"backbone {config.get('type')!r} is neither elastic nor mmpretrain's VisionTransformer")
-    backbone = StockBackbone(config)
+    family = next((family for name, family in FAMILIES.items() if kind is MODELS.get(name)), None)
+    if family is None:
+        raise ValueError(f'backbone {config.get("type")!r} is neither elastic nor one of {", ".join(FAMILIES)}')
+    backbone = StockBackbone(config, family)
     load_weights(backbone.backbone, checkpoint, name='backbone')
     return backbone.eval()

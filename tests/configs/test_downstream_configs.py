@@ -20,17 +20,28 @@ from mmengine.registry import HOOKS, MODELS, PARAM_SCHEDULERS, TRANSFORMS, Defau
 from safetensors.torch import save_file
 
 from poa_mm.datasets.scenes import write_scenes
-from poa_mm.deploy.downstream import detector, linear_segmentor, segmentor, vit
+from poa_mm.deploy.downstream import detector, linear_segmentor, resnet, segmentor, swin, vit
 from poa_mm.elastic import Subnet
 from poa_mm.engine.checkpoint import CheckpointError, check_state
 from poa_mm.engine.pretrained import load_pretrained
-from poa_mm.models import ElasticVisionTransformer
+from poa_mm.models import ElasticResNet, ElasticSwinTransformer, ElasticVisionTransformer
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs'
 DETECTION = sorted((CONFIGS / 'detection').glob('*_coco.py'))
 SEGMENTATION = sorted((CONFIGS / 'segmentation').glob('*_ade20k-512x512.py'))
-SUBNETS = dict(s='384x12', b='768x12', l='1024x24')
+SUBNETS = {
+    'vit-s-p16': '384x12',
+    'vit-b-p16': '768x12',
+    'vit-l-p16': '1024x24',
+    'swin-t': '96x6',
+    'r50': '64x3-4-6-3',
+}
+FAMILIES = dict(vit=vit, swin=swin, r50=resnet)
+OTHERS = [path for path in DETECTION + SEGMENTATION if '-vit-' not in path.name]
+VIT_DETECTION = CONFIGS / 'detection' / 'cascade-mask-rcnn_poa-vit-s-p16_fpn_1x_coco.py'
+VIT_LINEAR = CONFIGS / 'segmentation' / 'linear_poa-vit-s-p16_160k_ade20k-512x512.py'
+VIT_UPERNET = CONFIGS / 'segmentation' / 'upernet_poa-vit-s-p16_160k_ade20k-512x512.py'
 
 
 def in_scope(cfg):
@@ -38,8 +49,9 @@ def in_scope(cfg):
     return DefaultScope.overwrite_default_scope(cfg.default_scope)
 
 
-def build(cfg, device='cpu'):
-    with in_scope(cfg), torch.device(device):
+def build(cfg):
+    """Without memory for the weights where mmpretrain's class can do without."""
+    with in_scope(cfg), torch.device('meta' if 'VisionTransformer' in cfg.model.backbone.type else 'cpu'):
         return MODELS.build(cfg.model)
 
 
@@ -52,39 +64,52 @@ def config(path):
     return copy.deepcopy(parsed(path))
 
 
+def network_of(path):
+    return re.search(r'poa-(vit-\w-p16|[^_]+)_', path.name)[1]
+
+
 def subnet_of(path):
-    return SUBNETS[re.search(r'poa-vit-(\w)-p16', path.name)[1]]
+    return SUBNETS[network_of(path)]
+
+
+def family_of(path):
+    return network_of(path).split('-')[0]
 
 
 @pytest.fixture(scope='module')
-def vitl():
-    """The supernet of the shipped recipe."""
+def paper_supernets():
+    """Those of the shipped recipes and of the paper."""
     with torch.device('meta'):
-        return ElasticVisionTransformer(arch='large')
+        return dict(vit=ElasticVisionTransformer(arch='large'), swin=ElasticSwinTransformer(), r50=ElasticResNet())
 
 
 def test_there_is_a_config_for_each_size_and_task():
-    assert [path.stem for path in DETECTION] == [
-        f'cascade-mask-rcnn_poa-vit-{size}-p16_fpn_{schedule}_coco' for size in 'bs' for schedule in ('1x', '3x')
-    ]
-    assert [path.stem for path in SEGMENTATION] == [
-        f'{head}_poa-vit-{size}-p16_160k_ade20k-512x512' for head, sizes in (('linear', 'bls'), ('upernet', 'bs'))
-        for size in sizes
-    ]  # fmt: skip
+    assert {path.stem for path in DETECTION} == {
+        *(f'cascade-mask-rcnn_poa-vit-{size}-p16_fpn_{schedule}_coco' for size in 'bs' for schedule in ('1x', '3x')),
+        *(f'cascade-mask-rcnn_poa-{name}_fpn_1x_coco' for name in ('swin-t', 'r50')),
+    }
+    assert {path.stem for path in SEGMENTATION} == {
+        *(f'linear_poa-vit-{size}-p16_160k_ade20k-512x512' for size in 'bls'),
+        *(f'upernet_poa-{name}_160k_ade20k-512x512' for name in ('vit-b-p16', 'vit-s-p16', 'swin-t', 'r50')),
+    }
 
 
 @pytest.mark.parametrize('path', DETECTION + SEGMENTATION, ids=lambda path: path.stem)
-def test_builds_what_extraction_fills(path, vitl):
+def test_builds_what_extraction_fills(path, paper_supernets):
     cfg = config(path)
     size = subnet_of(path)
     text = path.read_text()
     assert text.startswith('"""') and f'tools/dist_train.sh {path.relative_to(ROOT)} ' in text
-    model = build(cfg, 'meta')
-    width, depth = map(int, size.split('x'))
-    assert (model.backbone.embed_dims, model.backbone.num_layers) == (width, depth)
+    model = build(cfg)
+    supernet = paper_supernets[family_of(path)]
+    assert supernet.subnet_of(model.backbone) == Subnet.parse(size)
     assert cfg.model.backbone.init_cfg == dict(type='Pretrained', checkpoint=f'subnets/poa_{size}.safetensors')
-    _, weights = vitl.extract(Subnet.parse(size))
-    check_state(model.backbone.state_dict(), weights, 'what extraction writes')
+    _, weights = supernet.extract(Subnet.parse(size))
+    (hook,) = cfg.custom_hooks
+    expected = model.backbone.state_dict()
+    new = {key for key in expected if key.split('.')[0] in hook.new}
+    assert {key.split('.')[0] for key in new} == (set(hook.new) if family_of(path) == 'swin' else set())
+    check_state({key: expected[key] for key in expected.keys() - new}, weights, 'what extraction writes')
     with in_scope(cfg):
         for loader in (cfg.train_dataloader, cfg.val_dataloader):
             for transform in loader.dataset.pipeline:
@@ -99,7 +124,7 @@ def test_builds_what_extraction_fills(path, vitl):
     assert cfg.auto_scale_lr.base_batch_size == 16 == 8 * cfg.train_dataloader.batch_size
 
 
-@pytest.mark.parametrize('path', [DETECTION[0], SEGMENTATION[0], SEGMENTATION[3]], ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', [DETECTION[0], *SEGMENTATION[:2]], ids=lambda path: path.stem)
 def test_survives_the_dump_that_a_runner_makes(path, tmp_path):
     cfg = config(path)
     cfg.dump(tmp_path / 'config.py')
@@ -120,18 +145,18 @@ def test_small_configs_fit_the_subnets_of_their_pre_training(path):
     assert cfg.model.data_preprocessor.std == pretraining.data_preprocessor.std
 
 
-def rates(cfg):
+def rates(cfg, model):
     """Learning rate and weight decay of every trained parameter by its name."""
-    model = build(cfg, 'meta')
     with in_scope(cfg):
         groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
     names = {param: name for name, param in model.named_parameters()}
     return {names[param]: (group['lr'], group['weight_decay']) for group in groups for param in group['params']}
 
 
-@pytest.mark.parametrize(('path', 'decay'), [(DETECTION[2], 0.75), (SEGMENTATION[4], 0.65)], ids=['coco', 'ade20k'])
+@pytest.mark.parametrize(('path', 'decay'), [(VIT_DETECTION, 0.75), (VIT_UPERNET, 0.65)], ids=['coco', 'ade20k'])
 def test_layers_learn_the_slower_the_deeper_they_lie(path, decay):
-    found = rates(config(path))
+    cfg = config(path)
+    found = rates(cfg, build(cfg))
     for layer in range(12):
         lr, weight_decay = found[f'backbone.layers.{layer}.attn.qkv.weight']
         assert lr == pytest.approx(1e-4 * decay ** (12 - layer))
@@ -145,10 +170,25 @@ def test_layers_learn_the_slower_the_deeper_they_lie(path, decay):
             assert weight_decay == 0, name
 
 
+@pytest.mark.parametrize('path', OTHERS, ids=lambda path: path.stem)
+def test_layers_of_the_others_learn_alike(path):
+    cfg = config(path)
+    model = build(cfg)
+    found = rates(cfg, model)
+    assert {lr for lr, _ in found.values()} == {1e-4}
+    flat = {name for name, param in model.named_parameters() if param.ndim == 1}
+    undecayed = {name for name, (_, weight_decay) in found.items() if weight_decay == 0}
+    tables = {name for name in found if name.endswith('relative_position_bias_table')}
+    assert undecayed == flat | tables
+    assert len(tables) == (12 if family_of(path) == 'swin' else 0)
+
+
 def test_linear_configs_train_one_layer():
-    for path in SEGMENTATION[:3]:
+    for path in SEGMENTATION:
+        if not path.name.startswith('linear'):
+            continue
         cfg = config(path)
-        trained = {name for name, param in build(cfg, 'meta').named_parameters() if param.requires_grad}
+        trained = {name for name, param in build(cfg).named_parameters() if param.requires_grad}
         assert trained == {'decode_head.conv_seg.weight', 'decode_head.conv_seg.bias'}
 
 
@@ -165,26 +205,35 @@ def test_schedules():
 
 # --- weights ---------------------------------------------------------------------------------
 @pytest.fixture(scope='module')
-def subnets(tmp_path_factory):
-    """Folder with a ViT-S, as extraction writes it."""
-    folder = tmp_path_factory.mktemp('subnets')
-    config = {key: value for key, value in vit('384x12').items() if key != 'init_cfg'}
-    torch.manual_seed(0)
-    state = {name: torch.randn_like(value) for name, value in MODELS.build(config).state_dict().items()}
-    save_file(state, folder / 'poa_384x12.safetensors', metadata={'format': 'pt', 'subnet': '384x12'})
-    return folder
+def subnet_file(tmp_path_factory):
+    """Maker of files of full size with random weights, as extraction writes them."""
+
+    @cache
+    def make(family, size):
+        network = MODELS.build(FAMILIES[family](size))
+        torch.manual_seed(0)
+        for param in network.parameters():
+            torch.nn.init.normal_(param, std=0.02)
+        path = tmp_path_factory.mktemp('subnets') / f'poa_{size}.safetensors'
+        save_file(network.state_dict(), path, metadata={'format': 'pt', 'subnet': size})
+        return path
+
+    return make
 
 
-@pytest.mark.parametrize('path', DETECTION[2:] + SEGMENTATION, ids=lambda path: path.stem)
-def test_only_the_subnet_that_a_config_names_fits(path, subnets):
-    backbone = config(path).model.backbone
-    backbone.init_cfg.checkpoint = str(subnets / 'poa_384x12.safetensors')
-    network = MODELS.build(backbone)
-    if subnet_of(path) == '384x12':
-        load_pretrained(network)
-    else:
+@pytest.mark.parametrize('path', [*DETECTION, *SEGMENTATION], ids=lambda path: path.stem)
+def test_only_the_subnet_that_a_config_names_fits(path, subnet_file):
+    cfg = config(path)
+    backbone = cfg.model.backbone
+    new = cfg.custom_hooks[0].new
+    vits = ('vit', '384x12')
+    if subnet_of(path) != '384x12':
+        backbone.init_cfg.checkpoint = str(subnet_file(*vits))
         with pytest.raises(CheckpointError, match='the file holds subnet 384x12'):
-            load_pretrained(network)
+            load_pretrained(MODELS.build(backbone), new)
+    if subnet_of(path) == '384x12' or path in OTHERS:
+        backbone.init_cfg.checkpoint = str(subnet_file(family_of(path), subnet_of(path)))
+        load_pretrained(MODELS.build(backbone), new)
 
 
 # --- whole models ----------------------------------------------------------------------------
@@ -252,10 +301,15 @@ def check_run(work_dir, task):
 LEAF = """
 _base_ = {base!r}
 
-from poa_mm.deploy.downstream import {task}, vit
+from poa_mm.deploy.downstream import {task}, resnet, swin, vit
 
-model = {task}(vit('48x4', head_dim=16, patch_size=8, img_size=64){channels})
+model = {task}({backbone}{channels})
 """
+TINY = dict(
+    vit="vit('48x4', head_dim=16, patch_size=8, img_size=64)",
+    swin="swin('24x3', depths=(1, 1, 4, 1), head_dim=8, img_size=64, window_size=4)",
+    resnet="resnet('12x3-2-1-3', stem_channels=8, base_channels=8, num_groups=4)",
+)
 SMALL_HEADS = """
 model |= dict(
     rpn_head=dict(in_channels=16, feat_channels=16),
@@ -272,20 +326,31 @@ model['decode_head']['channels'] = 16
 """
 
 
+TASKS = {
+    detector: ('detection/_base_/cascade-mask-rcnn_fpn_1x_coco.py', ', channels=16', SMALL_HEADS),
+    segmentor: ('segmentation/_base_/upernet_160k_ade20k-512x512.py', '', SMALL_HEAD),
+    linear_segmentor: ('segmentation/_base_/linear_160k_ade20k-512x512.py', '', ''),
+}
+
+
 @pytest.mark.parametrize(
-    ('base', 'task', 'channels', 'more'),
+    ('task', 'family'),
     [
-        ('detection/_base_/cascade-mask-rcnn_fpn_1x_coco.py', detector, ', channels=16', SMALL_HEADS),
-        ('segmentation/_base_/upernet_160k_ade20k-512x512.py', segmentor, '', SMALL_HEAD),
-        ('segmentation/_base_/linear_160k_ade20k-512x512.py', linear_segmentor, '', ''),
+        (detector, 'vit'),
+        (detector, 'swin'),
+        (segmentor, 'vit'),
+        (segmentor, 'resnet'),
+        (linear_segmentor, 'vit'),
+        (linear_segmentor, 'swin'),
     ],
-    ids=['detector', 'segmentor', 'linear_segmentor'],
 )
-def test_a_tiny_backbone_trains_and_is_scored(base, task, channels, more, scenes, tmp_path, monkeypatch):
+def test_a_tiny_backbone_trains_and_is_scored(task, family, scenes, tmp_path, monkeypatch):
     """Everything as shipped but the backbone and, for the time they take, the widths of the heads."""
+    base, channels, more = TASKS[task]
     leaf = tmp_path / 'config.py'
-    leaf.write_text(LEAF.format(base=str(CONFIGS / base), task=task.__name__, channels=channels) + more)
-    own_log = f'visualizer.name={task.__name__}'  # in one process, equal names share a log
+    settings = dict(base=str(CONFIGS / base), task=task.__name__, backbone=TINY[family], channels=channels)
+    leaf.write_text(LEAF.format(**settings) + more)
+    own_log = f'visualizer.name={task.__name__}_{family}'  # in one process, equal names share a log
     more = options(base.split('/')[0], scenes, own_log)
     command = ['train.py', str(leaf), '--work-dir', str(tmp_path / 'work'), *more]
     monkeypatch.setattr(sys, 'argv', command)
@@ -298,17 +363,22 @@ STOCK_TOOLS = dict(detection=mmdet, segmentation=mmseg)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('tool', ['own', 'mim'])
-@pytest.mark.parametrize('path', [DETECTION[2], SEGMENTATION[2], SEGMENTATION[4]], ids=lambda path: path.stem)
-def test_shipped_configs_run_with_reduced_images(path, tool, subnets, scenes, tmp_path):
+@pytest.mark.parametrize(
+    ('path', 'tool'),
+    [
+        *((path, tool) for path in (VIT_DETECTION, VIT_LINEAR, VIT_UPERNET) for tool in ('own', 'mim')),
+        *((path, 'own') for path in OTHERS),
+    ],
+    ids=lambda value: getattr(value, 'stem', value),
+)
+def test_shipped_configs_run_with_reduced_images(path, tool, subnet_file, scenes, tmp_path):
     """In a process of its own, as users start it: by tools/train.py and by what ``mim train`` runs."""
     task = path.parent.name
     mim = Path(STOCK_TOOLS[task].__path__[0]) / '.mim'
     trainer = (ROOT if tool == 'own' else mim) / 'tools' / 'train.py'
-    weights = f'model.backbone.init_cfg.checkpoint={subnets}/poa_384x12.safetensors'
+    weights = f'model.backbone.init_cfg.checkpoint={subnet_file(family_of(path), subnet_of(path))}'
     command = [sys.executable, trainer, path, '--work-dir', tmp_path, *options(task, scenes, weights)]
     env = os.environ | {'PYTHONPATH': str(ROOT)}
     done = subprocess.run(list(map(str, command)), cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert subnet_of(path) == '384x12'
     check_run(tmp_path, task)

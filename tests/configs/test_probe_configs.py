@@ -12,11 +12,18 @@ from mmengine.runner import Runner
 from safetensors.torch import load_file, save_file
 
 from poa_mm.elastic import Subnet
-from poa_mm.engine.checkpoint import CheckpointError
+from poa_mm.engine.checkpoint import CheckpointError, load_teacher
+from poa_mm.models import ElasticResNet, ElasticSwinTransformer
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 PROBES = sorted((CONFIGS / 'probe').glob('*.py'))
-SIZES = dict(s='384x12', b='768x12', l='1024x24')
+SUBNETS = {
+    'vit-s-p16': '384x12',
+    'vit-b-p16': '768x12',
+    'vit-l-p16': '1024x24',
+    'swin-t': '96x6',
+    'r50': '64x3-4-6-3',
+}
 
 
 @pytest.fixture(autouse=True)
@@ -27,11 +34,18 @@ def scope():
 
 
 @pytest.fixture(scope='module')
-def supernet():
-    """That of the recipe, without memory for its weights."""
+def paper_supernets():
+    """Those of the recipe and of the paper, without memory for their weights."""
     init_default_scope('mmpretrain')
     with torch.device('meta'):
-        return MODELS.build(Config.fromfile(CONFIGS / 'poa' / 'vitl_in1k.py').model.backbone)
+        vit = MODELS.build(Config.fromfile(CONFIGS / 'poa' / 'vitl_in1k.py').model.backbone)
+        return dict(vit=vit, swin=ElasticSwinTransformer(), r50=ElasticResNet())
+
+
+def build(cfg):
+    """Without memory for the weights where mmpretrain's class can do without."""
+    with torch.device('meta' if 'VisionTransformer' in cfg.model.backbone.type else 'cpu'):
+        return MODELS.build(cfg.model)
 
 
 def shapes(state):
@@ -39,17 +53,18 @@ def shapes(state):
 
 
 def test_all_are_there():
-    names = {f'{task}_poa-vit-{size}-p16_in1k' for task in ('linear', 'finetune', 'knn') for size in SIZES}
+    names = {f'{task}_poa-{network}_in1k' for task in ('linear', 'knn') for network in SUBNETS}
+    names |= {f'finetune_poa-vit-{size}-p16_in1k' for size in 'sbl'}
     assert names == {path.stem for path in PROBES}
 
 
 @pytest.mark.parametrize('path', PROBES, ids=lambda path: path.stem)
-def test_builds_and_takes_the_extracted_weights(path, supernet):
+def test_builds_and_takes_the_extracted_weights(path, paper_supernets):
     cfg = Config.fromfile(path)
-    subnet = SIZES[path.stem.split('-')[2]]
+    network = path.stem.split('_')[1].removeprefix('poa-')
+    supernet, subnet = paper_supernets[network.split('-')[0]], SUBNETS[network]
     assert path.read_text().startswith('"""') and f'({subnet})' in path.read_text(), 'a config explains itself'
-    with torch.device('meta'):
-        model = MODELS.build(cfg.model)
+    model = build(cfg)
     assert cfg.model.backbone.init_cfg.checkpoint == f'subnets/poa_{subnet}.safetensors'
     _, state = supernet.extract(Subnet.parse(subnet))
     assert shapes(model.backbone.state_dict()) == shapes(state)
@@ -71,8 +86,7 @@ def test_builds_and_takes_the_extracted_weights(path, supernet):
 def parameter_groups(name):
     """``(lr, weight decay)`` of every trainable parameter of a shipped config."""
     cfg = Config.fromfile(CONFIGS / 'probe' / f'{name}.py')
-    with torch.device('meta'):
-        model = MODELS.build(cfg.model)
+    model = build(cfg)
     groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
     found = {param: (group['lr'], group['weight_decay']) for group in groups for param in group['params']}
     return {name: found[param] for name, param in model.named_parameters() if param.requires_grad}
@@ -112,20 +126,29 @@ def test_learning_rates_of_the_sweep():
 LEAF = """
 _base_ = r'{base}'
 
-from poa_mm.deploy.downstream import classifier, vit
+from poa_mm.deploy.downstream import classifier, resnet, swin, vit
 
-tiny = dict(img_size=8, patch_size=4, head_dim=16, drop_path_rate={drop_path})
-model = classifier(vit('{subnet}', checkpoint=r'{checkpoint}', **tiny), frozen={frozen})
+tiny = dict({sizes}, drop_path_rate={drop_path})
+model = classifier({family}('{subnet}', checkpoint=r'{checkpoint}', **tiny), frozen={frozen})
 model['head'].update(num_classes=10)
 data_preprocessor = dict(mean=[78.0] * 3, std=[95.0] * 3, num_classes=10)
 loader = dict(batch_size=64, num_workers=0, persistent_workers=False, pin_memory=False)
-digits = dict(_delete_=True, type='Digits', split='val', pipeline=[dict(type='PackInputs')])
+digits = dict(
+    _delete_=True, type='Digits', split='val', pipeline=[dict(type='Resize', scale={scale}), dict(type='PackInputs')]
+)
 train_dataloader = dict(**loader, dataset=digits)
 val_dataloader = dict(**loader, dataset=digits)
 train_cfg = dict(max_epochs={epochs}, val_interval={epochs})
 optim_wrapper = dict(optimizer=dict(lr={lr}))
 default_hooks = dict(checkpoint=dict(save_last=False))
 """
+
+
+SIZES = dict(
+    vit='img_size=8, patch_size=4, head_dim=16',
+    swin='depths=(1, 1, 4, 1), head_dim=8, img_size=64, window_size=4',
+    resnet='stem_channels=8, base_channels=8, num_groups=4',
+)
 
 
 @pytest.fixture(scope='module')
@@ -141,10 +164,11 @@ def weights(tmp_path_factory, elastic_vit):
 def runner(tmp_path):
     """Maker of runners of a shipped recipe with a small backbone."""
 
-    def make(task, checkpoint, subnet='32x2', lr=1.0, epochs=6):
+    def make(task, checkpoint, subnet='32x2', lr=1.0, epochs=6, family='vit'):
         leaf = tmp_path / f'{task}_digits.py'
         base = CONFIGS / 'probe' / '_base_' / f'{task}_in1k.py'
         settings = dict(frozen=task == 'linear', drop_path=0.0 if task == 'linear' else 0.1, lr=lr, epochs=epochs)
+        settings |= dict(family=family, sizes=SIZES[family], scale=8 if family == 'vit' else 32)
         leaf.write_text(LEAF.format(base=base, subnet=subnet, checkpoint=checkpoint, **settings))
         cfg = Config.fromfile(leaf)
         cfg.merge_from_dict(dict(work_dir=str(tmp_path), test_dataloader=None, test_evaluator=None, test_cfg=None))
@@ -165,6 +189,18 @@ def test_linear_probe_of_digits(runner, weights):
     assert metrics['accuracy/top1'] > 40 > metrics['accuracy/top1_lr_4e-05'], 'ten classes'
     assert list(Path(run.work_dir).glob('best_accuracy_top1_epoch_*.pth'))
     assert max(group['lr'] for group in run.optim_wrapper.param_groups) < 0.05, 'the cosine ends with the run'
+
+
+@pytest.mark.parametrize(('family', 'subnet'), [('swin', '24x3'), ('resnet', '12x3-2-1-3')])
+def test_linear_probe_of_the_other_families(runner, family, subnet, supernet_file, tmp_path):
+    supernet, _ = load_teacher(supernet_file(family))
+    state = supernet.extract(supernet.space.parse(subnet))[1]
+    save_file(state, tmp_path / 'subnet.safetensors')
+    run = runner('linear', tmp_path / 'subnet.safetensors', subnet, family=family, epochs=4)
+    run.train()
+    for name, tensor in state.items():
+        assert torch.equal(run.model.backbone.state_dict()[name], tensor), name
+    assert run.val_loop.run()['accuracy/top1'] > 20, 'ten classes'
 
 
 def test_fine_tuning_on_digits(runner, weights):

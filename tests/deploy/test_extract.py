@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 from mmpretrain.registry import MODELS
 from safetensors import safe_open
@@ -308,6 +309,32 @@ def test_heads_fit_the_subnet(downstream, library):
     assert [hook.type for hook in cfg.custom_hooks] == ['StrictPretrainedHook']
 
 
+FAMILIES = [('vit', '48x4'), ('swin', '24x3'), ('resnet', '8x3-4-6-3'), ('resnet', '12x3-2-1-3')]
+
+
+@pytest.mark.parametrize(('family', 'subnet'), FAMILIES)
+def test_configs_of_every_family_take_the_weights_and_compute_what_the_supernet_does(
+    family, subnet, supernets, supernet_file, tmp_path
+):
+    extract_subnets(supernet_file(family), [subnet], tmp_path, libraries=LIBRARIES)
+    supernet, _ = load_teacher(supernet_file(family))
+    images = torch.randn(2, 3, 64, 96)
+    for library in LIBRARIES:
+        cfg = Config.fromfile(tmp_path / f'poa_{subnet}_{library}.py')
+        with in_scope(cfg):
+            model = MODELS.build(cfg.model)
+        load_pretrained(model, cfg.custom_hooks[0].get('new', ()))
+        model.backbone.eval()
+        with torch.no_grad():
+            features = supernet.extract_features(images, supernet.space.parse(subnet))
+            for found, expected in zip(supernet.plain_features(model.backbone, images), features):
+                torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        assert (cfg.model.backbone.drop_path_rate > 0) == (family != 'resnet')
+        decay = cfg.optim_wrapper.paramwise_cfg.layer_decay_rate
+        assert decay < 1 if family == 'vit' else decay == 1
+        build_optim_wrapper(model, cfg.optim_wrapper)
+
+
 def test_mmengine_itself_reads_the_weights(downstream, same_tensors):
     model = MODELS.build(downstream_config(downstream, 'mmpretrain').model)
     model.init_weights()
@@ -343,6 +370,15 @@ def test_what_a_library_cannot_use_is_not_written(config, tmp_path, options, sub
     path = another_checkpoint(config, tmp_path, **options)
     with pytest.raises(ValueError, match=message):
         extract_subnets(path, ['48x4', subnet], tmp_path / 'out', libraries=libraries)
+    assert not (tmp_path / 'out').exists()
+
+
+def test_stages_of_other_strides_are_of_no_use_to_a_library(supernets, tmp_path):
+    backbone = supernets['swin'] | dict(patch_size=2)
+    state = {f'teacher.backbone.{key}': value for key, value in MODELS.build(backbone).state_dict().items()}
+    torch.save({'state_dict': state, 'poa': describe_supernet(dict(backbone=backbone))}, tmp_path / 'poa.pth')
+    with pytest.raises(ValueError, match=r'strides \(2, 4, 8, 16\); valid: \(4, 8, 16, 32\)'):
+        extract_subnets(tmp_path / 'poa.pth', ['16x2'], tmp_path / 'out', libraries=['mmpretrain', 'mmdet'])
     assert not (tmp_path / 'out').exists()
 
 

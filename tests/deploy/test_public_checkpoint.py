@@ -3,6 +3,7 @@ import re
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS
 from safetensors.torch import save_file
 
 from poa_mm.deploy import public_checkpoint
@@ -113,6 +114,58 @@ def test_the_preprocessor_may_stand_beside_the_model(public, config, tmp_path):
     import_public_checkpoint(Config(cfg), tmp_path / 'public.safetensors', tmp_path / 'poa.pth')
     described = read_checkpoint(tmp_path / 'poa.pth')['poa']['data_preprocessor']
     assert described['mean'] == [1.5, 2.5, 3.5]
+
+
+FAMILIES = {
+    'swin': dict(
+        type='ElasticSwinTransformer',
+        arch=dict(embed_dims=32, depths=[1, 1, 4, 1], num_heads=[4, 8, 16, 32]),
+        widths=[16, 24, 32],
+        depths=[2, 3, 4],
+        img_size=64,
+        window_size=4,
+        stem_norm='full',
+    ),
+    'resnet': dict(
+        type='ElasticResNet',
+        stage_blocks=[1, 2, 4, 1],
+        mid_channels=16,
+        depths=[1, [1, 2], [2, 3, 4], 1],
+        stem_channels=8,
+        base_channels=8,
+        num_groups=4,
+        img_size=64,
+    ),
+}
+
+
+@pytest.mark.parametrize('branches', [['teacher'], ['teacher', 'student']], ids='-'.join)
+@pytest.mark.parametrize('family', FAMILIES)
+@torch.no_grad()
+def test_other_families(family, branches, golden, tmp_path):
+    """What the golden backbone computes arrives, and what is left out is reported."""
+    tensors, told = golden(family)
+    head = dict(type='MultiPrototypeHead', num_prototypes=[8], hidden_channels=16, bottleneck_channels=8)
+    config = Config(dict(model=dict(type='POA', backbone=FAMILIES[family], head=head)))
+    weights = {f'backbone.{name[6:]}': tensor for name, tensor in tensors.items() if name.startswith('model.')}
+    for name, tensor in MODELS.build(config.model).head.state_dict().items():
+        layer, name = re.fullmatch(r'(?:projectors|prototypes)\.0\.(?:layers\.(\d)\.)?(\w+)', name).groups()
+        public = f'mlp0.{layer}.{"linear." * (layer == "0")}{name}' if layer else f'last_layer0.weight_{name[0]}'
+        weights[f'dino_head.{public.replace("weight_w", "weight_v")}'] = tensor
+    torch.save(dict.fromkeys(branches, weights), tmp_path / 'public.pth')
+
+    report = import_public_checkpoint(config, tmp_path / 'public.pth', tmp_path / 'poa.pth')
+    assert report.student_copied == (len(branches) == 1)
+    unused = [f'norm{stage}.norm.{name}' for stage in range(3) for name in ('weight', 'bias')]
+    expected = {f'{branch}.backbone.{name}' for branch in branches for name in unused} if family == 'swin' else set()
+    assert set(report.ignored) == expected and len(report.ignored) == len(expected)
+
+    backbone, _ = load_teacher(tmp_path / 'poa.pth')
+    for name, size in told['networks'].items():
+        width, depth = size['width'], size['depth']
+        subnet = Subnet(width, depth) if isinstance(width, int) else Subnet(width[0], tuple(depth))
+        found = backbone.extract_features(tensors['image'], subnet).cls
+        torch.testing.assert_close(found, tensors[f'{name}.pooled'], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(

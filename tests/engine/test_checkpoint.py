@@ -298,6 +298,11 @@ def test_no_checkpoint_of_poa(save, content):
             load_teacher(save(content))
 
 
+def test_config_that_cuts_the_same_weights_in_another_way(supernets, supernet_file):
+    with pytest.raises(CheckpointError, match="stem_norm is 'full', in the checkpoint 'sliced'"):
+        load_teacher(supernet_file('swin'), dict(supernets['swin'], stem_norm='full'))
+
+
 @pytest.mark.parametrize(
     ('change', 'message'),
     [

@@ -146,3 +146,22 @@ def test_what_is_no_state_dict_is_refused(tmp_path, content):
     torch.save(content, tmp_path / 'odd.pth')
     with pytest.raises(CheckpointError, match=r'odd\.pth'):
         load_weights(vit(), tmp_path / 'odd.pth')
+
+
+@pytest.mark.parametrize('missing', [(), ('weight', 'bias')])
+def test_submodules_that_the_task_adds_may_be_absent(weights, path, missing):
+    start = vit().ln1.weight
+    torch.save({key: value for key, value in weights.items() if key not in {f'ln1.{name}' for name in missing}}, path)
+    model = Model(pretrained(path))
+    load_pretrained(model, new=('ln1', 'ln2'))  # there is no ln2
+    assert_close(model.backbone.ln1.weight.data, start.data if missing else weights['ln1.weight'])
+    assert_close(model.backbone.cls_token.data, weights['cls_token'])
+
+
+@pytest.mark.parametrize('gone', ['ln1.bias', 'cls_token', 'layers.1.ln1.bias'])
+def test_nothing_else_may_be_absent(weights, path, gone):
+    """Neither a part of such a submodule nor one of that name deeper down."""
+    del weights[gone]
+    torch.save(dict(weights), path)
+    with pytest.raises(CheckpointError, match=rf': missing {gone}$'):
+        load_pretrained(Model(pretrained(path)), new=('ln1',))

@@ -52,6 +52,24 @@ def test_extracted_network_has_the_subnets_features(files, options):
 
 
 @pytest.mark.parametrize(
+    ('family', 'subnet'),
+    [('vit', '48x3'), ('swin', '24x3'), ('resnet', '8x3-4-6-3'), ('resnet', '12x3-2-1-3')],
+)
+def test_extracted_networks_of_every_family(family, subnet, supernets, supernet_file, tmp_path):
+    supernet = load_backbone(supernets[family], supernet_file(family))
+    config, state = supernet.extract(supernet.space.parse(subnet))
+    torch.save({'state_dict': state}, tmp_path / 'poa.pth')
+    network = load_backbone(config, tmp_path / 'poa.pth')
+    assert list(map(str, network.space)) == [subnet]
+    assert not network.training
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = supernet.extract_features(images, supernet.space.parse(subnet))
+        for found, features in zip(network.extract_features(images), expected):
+            assert_close(found, features)
+
+
+@pytest.mark.parametrize(
     ('config', 'file', 'error', 'message'),
     [
         (stock('48x4'), 'poa_48x3.pth', CheckpointError, r'layers\.3'),
@@ -61,7 +79,8 @@ def test_extracted_network_has_the_subnets_features(files, options):
         (stock('48x3'), 'gone.pth', CheckpointError, 'gone.pth'),
         (stock('48x3'), None, ValueError, 'no checkpoint'),
         (dict(ELASTIC, init_cfg=dict(type='TruncNormal', layer='Linear')), None, ValueError, 'no checkpoint'),
-        (dict(type='ResNet', depth=50), 'poa_48x3.pth', ValueError, "'ResNet' is neither elastic"),
+        (dict(type='ResNet', depth=50), 'poa_48x3.pth', CheckpointError, 'unexpected cls_token'),
+        (dict(type='VGG', depth=11), 'poa_48x3.pth', ValueError, "'VGG' is neither elastic nor one of Vision"),
         (dict(type='NoSuchNetwork'), 'poa_48x3.pth', ValueError, "'NoSuchNetwork' is neither"),
         (dict(), 'poa_48x3.pth', ValueError, 'None is neither'),
     ],

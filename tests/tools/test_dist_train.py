@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS
 from torch.testing import assert_close
 
 ROOT = Path(__file__).parents[2]
@@ -41,6 +43,7 @@ def test_mistakes_are_named(args, env, message):
 
 
 HOOK = """
+import copy
 import torch
 from mmengine.dist import all_reduce, get_rank
 from mmengine.hooks import Hook
@@ -48,16 +51,23 @@ from mmengine.registry import HOOKS, TRANSFORMS
 
 @TRANSFORMS.register_module()
 class MaskByIndex:
+    def __init__(self, grid):
+        self.grid = grid
+
     def __call__(self, results):
-        results['mask'] = torch.zeros(2, 4, dtype=torch.bool)
-        results['mask'][:, : results['sample_idx'] % 4] = True
-        results['mask'] = results['mask'].view(2, 2, 2)
+        mask = torch.zeros(2, self.grid**2, dtype=torch.bool)
+        mask[:, : results['sample_idx'] % 4] = True
+        results['mask'] = mask.view(2, self.grid, self.grid)
         return results
 
 @HOOKS.register_module()
 class DumpHook(Hook):
     def __init__(self, folder):
         self.folder = folder
+        self.dealt = []
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.dealt.append(str(copy.copy(runner.model.module.deck).deal()))
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         loss = outputs['loss'].detach().clone()
@@ -66,7 +76,7 @@ class DumpHook(Hook):
             torch.save(loss, f'{self.folder}/loss.pth')
 
     def after_train(self, runner):
-        torch.save(runner.model.module.state_dict(), f'{self.folder}/rank{get_rank()}.pth')
+        torch.save((self.dealt, runner.model.module.state_dict()), f'{self.folder}/rank{get_rank()}.pth')
 """
 # Nothing random but the order of the images, which is the same: the global batch does not depend on the ranks.
 RUN = """
@@ -76,10 +86,10 @@ custom_hooks = [*_base_.custom_hooks, dict(type='DumpHook', folder={folder!r})]
 model = dict(koleo_weight=0.0, deck=dict(sync=True))
 flip = dict(type='RandomFlip', prob=1.0)
 crop = dict(type='CenterCrop', crop_size=4)
-resize = dict(type='Resize', scale=(8, 8))
+resize = dict(type='Resize', scale=({size}, {size}))
 pipeline = [
-    dict(type='MultiView', num_views=[1, 1, 1], transforms=[[resize], [flip], [crop, resize]]),
-    dict(type='MaskByIndex'),
+    dict(type='MultiView', num_views=[1, 1, 1], transforms=[[resize], [flip, resize], [crop, resize]]),
+    dict(type='MaskByIndex', grid={grid}),
     dict(type='PackInputs'),
 ]
 train_dataloader = dict(batch_size={batch_size}, num_workers=0, persistent_workers=False,
@@ -89,12 +99,18 @@ log_level = 'ERROR'
 """
 
 
-def run_on(processes, folder):
-    """Train on a global batch of 16; the loss of the first step, the mean over the ranks, and all final weights."""
+def run_on(processes, name, folder):
+    """Train on a global batch of 16.
+
+    Returns the loss of the first step, the mean over the ranks, and the subnets and final weights of each rank.
+    """
+    base = CONFIG.with_stem(name)
+    backbone = MODELS.build(Config.fromfile(base).model.backbone)
+    (size, _), (grid, _) = backbone.img_size, backbone.mask_grid(backbone.img_size)
     folder.mkdir()
     (folder / 'dump_hook.py').write_text(HOOK)
     config = folder / 'config.py'
-    config.write_text(RUN.format(base=str(CONFIG), folder=str(folder), batch_size=16 // processes))
+    config.write_text(RUN.format(base=str(base), folder=str(folder), size=size, grid=grid, batch_size=16 // processes))
     # A run after the ramps of the recipe would have started: every loss takes part.
     options = ['--cfg-options', 'custom_hooks.1.patch_loss_start=0', 'custom_hooks.1.freeze_prototypes_iters=0']
     done = dist_train(config, processes, '--work-dir', folder / 'work', *options, PYTHONPATH=str(folder))
@@ -103,11 +119,14 @@ def run_on(processes, folder):
     return torch.load(folder / 'loss.pth'), [torch.load(folder / f'rank{rank}.pth') for rank in range(processes)]
 
 
+@pytest.mark.parametrize('name', ['vitt_digits', 'swint_digits', 'resnet_digits'])
 @pytest.mark.skipif(torch.cuda.is_available(), reason='about machines without a GPU')
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason='needs 2 processors')
-def test_two_processes_train_as_one_and_agree(tmp_path):
-    loss, (first, second) = run_on(2, tmp_path / 'two')
+def test_two_processes_train_as_one_and_agree(name, tmp_path):
+    loss, ((dealt, first), (dealt_too, second)) = run_on(2, name, tmp_path / 'two')
+    assert dealt == dealt_too
     assert_close(first, second, rtol=0, atol=0)
-    expected, (alone,) = run_on(1, tmp_path / 'one')
+    expected, ((dealt_alone, alone),) = run_on(1, name, tmp_path / 'one')
+    assert dealt == dealt_alone
     assert_close(loss, expected, rtol=0, atol=1e-4)
     assert first.keys() == alone.keys()

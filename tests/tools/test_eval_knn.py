@@ -151,3 +151,40 @@ def test_extracted_network_scores_as_in_the_supernet(run, files, tmp_path):
     assert list(scores[0]) == ['16x2'] and scores[0] == scores[1] == scores[2]
     code, _, err = run('stock.py', 'tiny.pth')
     assert code == 2 and 'tiny.pth does not fit' in err.splitlines()[-1]
+
+
+FAMILY = """
+custom_imports = dict(imports=['poa_mm'], allow_failed_imports=False)
+default_scope = 'mmpretrain'
+_base_ = {base!r}
+model = dict({model})
+pipeline = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=64), dict(type='PackInputs')]
+loader = dict(batch_size=50, num_workers=0)
+knn = dict(
+    bank=dict(**loader, dataset=dict(type='CustomDataset', data_root=r'{data}/bank', pipeline=pipeline)),
+    query=dict(**loader, dataset=dict(type='CustomDataset', data_root=r'{data}/query', pipeline=pipeline)),
+)
+"""
+
+
+@pytest.mark.parametrize(
+    ('family', 'subnet'),
+    [('vit', '48x3'), ('swin', '24x3'), ('resnet', '8x3-4-6-3'), ('resnet', '12x3-2-1-3')],
+)
+def test_extracted_config_of_every_family_scores_as_in_the_supernet(
+    family, subnet, run, files, supernets, supernet_file, tmp_path
+):
+    extract_subnets(supernet_file(family), [subnet], tmp_path)
+    normalisation = 'data_preprocessor=dict(mean=[100.0] * 3, std=[80.0] * 3, to_rgb=True)'
+    supernet = f"type='POA', backbone={supernets[family]!r}, {normalisation}"
+    extracted = str(tmp_path / f'poa_{subnet}.py')
+    (tmp_path / 'supernet.py').write_text(FAMILY.format(base=[], model=supernet, data=files))
+    (tmp_path / 'extracted.py').write_text(FAMILY.format(base=extracted, model=normalisation, data=files))
+    scores = []
+    for arguments in (['supernet.py', str(supernet_file(family)), '--subnets', subnet], ['extracted.py']):
+        config, *rest = arguments
+        code, _, err = run(str(tmp_path / config), *rest, '-o', str(tmp_path))
+        assert code == 0, err
+        scores.append(json.loads((tmp_path / 'knn.json').read_text()))
+    assert list(scores[0]) == [subnet] and scores[0] == scores[1]
+    assert 0.2 < scores[0][subnet]['accuracy'] <= 1, 'better than one in ten'

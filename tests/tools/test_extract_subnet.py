@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.registry import MODELS
 
 from poa_mm.engine.checkpoint import describe_supernet
 from poa_mm.models import POA
@@ -52,6 +53,21 @@ def test_config_for_a_library(checkpoint, tmp_path, capsys):
     assert main([checkpoint, '--subnet', 'small', '--for', 'mmpretrain', '-o', str(tmp_path)]) == 0
     assert 'poa_16x2_mmpretrain.py' in names(tmp_path)
     assert f'tools/dist_train.sh {tmp_path}/poa_16x2_mmpretrain.py' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('family', ['vit', 'swin', 'resnet'])
+def test_every_family_for_every_library(family, supernets, supernet_file, tmp_path, capsys):
+    path = str(supernet_file(family))
+    assert main([path, '--list']) == 0
+    largest = str(MODELS.build(supernets[family]).space.largest)
+    assert largest in capsys.readouterr().out
+    libraries = ('mmdet', 'mmseg', 'mmpretrain')
+    options = [option for library in libraries for option in ('--for', library)]
+    assert main([path, '--subnet', largest, *options, '-o', str(tmp_path)]) == 0
+    configs = {f'poa_{largest}.py', *(f'poa_{largest}_{library}.py' for library in libraries)}
+    assert names(tmp_path) == {'manifest.json', f'poa_{largest}.safetensors', *configs}
+    output = capsys.readouterr().out
+    assert all(f'tools/dist_train.sh {tmp_path}/poa_{largest}_{library}.py' in output for library in libraries)
 
 
 def test_a_subnet_that_a_library_cannot_use(checkpoint, tmp_path, capsys):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper
+from mmengine.registry import MODELS
 
 from poa_mm.engine.launch import read_config
 
@@ -121,6 +122,20 @@ def test_what_users_get_wrong_is_one_line(classifier, tmp_path, monkeypatch, cap
     last = capfd.readouterr().err.splitlines()[-1]
     assert last.startswith('train: ') and message in last
     assert not list(tmp_path.glob('work/*.pth'))
+
+
+def test_what_the_task_adds_may_be_absent(classifier, tmp_path, monkeypatch, capfd):
+    model = MODELS.build(dict(Config.fromfile(classifier).model.backbone, type='mmpretrain.VisionTransformer'))
+    weights = {key: value for key, value in model.state_dict().items() if not key.startswith('ln1.')}
+    torch.save(weights, tmp_path / 'vit.pth')
+    init_cfg = f'dict(type="Pretrained", checkpoint={str(tmp_path / "vit.pth")!r})'
+    with classifier.open('a') as file:
+        file.write(f"model['backbone']['init_cfg'] = {init_cfg}\n")
+        file.write("custom_hooks = [dict(type='StrictPretrainedHook', new=['ln1'])]\n")
+    run(monkeypatch, classifier, '--work-dir', tmp_path / 'work')
+    with pytest.raises(SystemExit):
+        run(monkeypatch, classifier, '--cfg-options', 'custom_hooks.0.new=["ln2"]')
+    assert 'missing ln1.bias, ln1.weight' in capfd.readouterr().err.splitlines()[-1]
 
 
 def test_errors_of_the_training_keep_their_traceback(classifier, tmp_path, monkeypatch):

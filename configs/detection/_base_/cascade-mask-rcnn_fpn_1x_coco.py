@@ -54,12 +54,15 @@ optim_wrapper = dict(
         norm_decay_mult=0.0,
         bias_decay_mult=0.0,
         flat_decay_mult=0.0,  # LayerScale
-        custom_keys={'.cls_token': dict(decay_mult=0.0), '.pos_embed': dict(decay_mult=0.0)},
+        custom_keys={
+            name: dict(decay_mult=0.0) for name in ('.cls_token', '.pos_embed', '.relative_position_bias_table')
+        },
     ),
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=500),
     dict(type='MultiStepLR', by_epoch=True, begin=0, end=12, milestones=[9, 11], gamma=0.1),
 ]
-custom_hooks = [dict(type='StrictPretrainedHook')]
+# Swin's norms of the first three stages' maps, which pre-training does not look at.
+custom_hooks = [dict(type='StrictPretrainedHook', new=['norm0', 'norm1', 'norm2'])]
 auto_scale_lr = dict(enable=False, base_batch_size=16)

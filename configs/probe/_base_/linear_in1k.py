@@ -20,6 +20,7 @@ model = dict(
         ],
     ),
 )
+find_unused_parameters = True  # mmpretrain's Swin freezes itself after DDP has looked for what is trained
 
 loader = dict(batch_size=batch_size, num_workers=10, persistent_workers=True, pin_memory=True)
 train_dataloader = dict(**loader, drop_last=True)

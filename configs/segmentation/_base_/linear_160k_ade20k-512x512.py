@@ -15,6 +15,7 @@ model = dict(
     ),
     auxiliary_head=None,
 )
+find_unused_parameters = True  # mmpretrain's Swin freezes itself after DDP has looked for what is trained
 optim_wrapper = dict(
     _delete_=True,
     type='OptimWrapper',

@@ -1,4 +1,4 @@
-# UperNet on a plain ViT, as BEiT, MAE and iBOT fine-tune it on ADE20K; the backbone is the leaves'.
+# UperNet as BEiT, MAE and iBOT fine-tune it on ADE20K; the backbone is the leaves'.
 # Not 'mmseg::_base_/...': mmengine looks for a distribution called mmsegmentation, which onedl's is not.
 _base_ = [
     f'{__import__("mmseg").__path__[0]}/.mim/configs/_base_/{name}.py'
@@ -30,12 +30,15 @@ optim_wrapper = dict(
         norm_decay_mult=0.0,
         bias_decay_mult=0.0,
         flat_decay_mult=0.0,  # LayerScale
-        custom_keys={'.cls_token': dict(decay_mult=0.0), '.pos_embed': dict(decay_mult=0.0)},
+        custom_keys={
+            name: dict(decay_mult=0.0) for name in ('.cls_token', '.pos_embed', '.relative_position_bias_table')
+        },
     ),
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),
     dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=1500, end=160000),
 ]
-custom_hooks = [dict(type='StrictPretrainedHook')]
+# Swin's norms of the first three stages' maps, which pre-training does not look at.
+custom_hooks = [dict(type='StrictPretrainedHook', new=['norm0', 'norm1', 'norm2'])]
 auto_scale_lr = dict(enable=False, base_batch_size=16)

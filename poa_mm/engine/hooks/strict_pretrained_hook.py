@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
@@ -18,7 +20,16 @@ class StrictPretrainedHook(Hook):
     mmengine itself would only warn and train what is left of the network from scratch. Runs before the
     weights are initialised, and so before those of ``load_from`` or of a resumed run are loaded, which it
     leaves alone. A resumed run is checked as well: mmengine reads the file there, too.
+
+    Args:
+        new: Names of submodules of the pre-trained module that the task adds, and the file may therefore lack: all
+            of a submodule's weights or none. Anything else has to fit. Default: none.
     """
+
+    def __init__(self, new: Sequence[str] = ()):
+        if isinstance(new, str):
+            raise TypeError(f'new must be a sequence of names, such as ({new!r},); got {new!r}')
+        self.new = tuple(new)
 
     def before_run(self, runner: Runner) -> None:
         """Check the files of the whole model.
@@ -27,4 +38,4 @@ class StrictPretrainedHook(Hook):
             CheckpointError: As :func:`~poa_mm.engine.pretrained.load_pretrained`.
         """
         if isinstance(runner.optim_wrapper, OptimWrapper):  # built by now where the run is to train, only there
-            load_pretrained(model_of(runner))
+            load_pretrained(model_of(runner), self.new)

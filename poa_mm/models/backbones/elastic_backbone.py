@@ -47,6 +47,8 @@ class ElasticBackbone(Protocol):
         stem_modules: Names of the modules that turn pixels into tokens, for their learning rate.
         neck: Config of the mmpretrain neck that makes class features of what the extracted network gives, or
             None if it gives them itself.
+        elastic_options: Names of attributes that change what smaller subnets compute, and show neither in the
+            weights nor in the config of the extracted largest one.
     """
 
     space: SubnetSpace
@@ -55,6 +57,7 @@ class ElasticBackbone(Protocol):
     in_channels: int
     stem_modules: tuple[str, ...]
     neck: Mapping[str, Any] | None
+    elastic_options: tuple[str, ...]
 
     def forward(self, x: Tensor, subnet: Subnet | None = None, mask: Tensor | None = None) -> tuple[Tensor, ...]:
         """Outputs as mmpretrain's backbones give them (``out_indices``, ``out_type``)."""
@@ -71,8 +74,13 @@ class ElasticBackbone(Protocol):
     def extract(self, subnet: Subnet) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Config and state dict of the plain network that equals ``subnet``."""
 
-    def plain_features(self, network: nn.Module, x: Tensor) -> Features:
+    @staticmethod
+    def plain_features(network: nn.Module, x: Tensor) -> Features:
         """Class and patch features of images ``(B, C, H, W)`` by an extracted network, built from its config."""
+
+    @staticmethod
+    def subnet_of(network: nn.Module) -> Subnet:
+        """The subnet that an extracted network is."""
 
     def cost(self, subnet: Subnet, image_size: int | tuple[int, int] | None = None) -> Cost:
         """Parameters and FLOPs of ``subnet``."""

@@ -91,6 +91,7 @@ class ElasticResNet(BottleneckResNet):
     INIT_CFG = [dict(type='Kaiming', layer='Conv2d'), dict(type='Constant', val=1, layer='GroupNorm')]
     stem_modules = ('conv1', 'gn1')
     neck = dict(type='GlobalAveragePooling')
+    elastic_options = ()
 
     def __init__(
         self,
@@ -177,9 +178,16 @@ class ElasticResNet(BottleneckResNet):
         """Class and patch features from the last stage; arguments and errors as :meth:`forward`."""
         return map_features(self._stage_maps(x, subnet, mask)[-1])
 
-    def plain_features(self, network: nn.Module, x: Tensor) -> Features:
+    @staticmethod
+    def plain_features(network: ResNet, x: Tensor) -> Features:
         """The same by an extracted ``network``."""
         return map_features(network(x)[-1])
+
+    @staticmethod
+    def subnet_of(network: ResNet) -> Subnet:
+        """The subnet that an extracted ``network`` is."""
+        width = network.mid_channels if isinstance(network, BottleneckResNet) else network.base_channels
+        return Subnet(width, tuple(network.stage_blocks))
 
     def _stage_maps(self, x: Tensor, subnet: Subnet | None, mask: Tensor | None) -> list[Tensor]:
         subnet = self.space.parse(subnet or self.space.largest)
@@ -243,28 +251,13 @@ class ElasticResNet(BottleneckResNet):
             for name, module in modules.items()
             for key, value in sliced_state_dict(module, ratio, keep_rest=True).items()
         }
-        outputs = 4 * self.base_channels
-        stock_depths = {blocks: depth for depth, (_, blocks) in ResNet.arch_settings.items() if depth >= 50}
-        if subnet.depth in stock_depths and outputs % subnet.width == 0:
-            sizes = dict(
-                type='ResNet',
-                depth=stock_depths[subnet.depth],
-                base_channels=subnet.width,
-                expansion=outputs // subnet.width,
-            )
-        else:
-            sizes = dict(
-                type='BottleneckResNet',
-                stage_blocks=subnet.depth,
-                mid_channels=subnet.width,
-                base_channels=self.base_channels,
-            )
-        config = dict(
-            **sizes,
+        config = resnet_config(
+            subnet,
             in_channels=self.in_channels,
             stem_channels=self.stem_channels,
+            base_channels=self.base_channels,
             strides=self.strides,
-            norm_cfg=dict(self.norm_cfg),
+            num_groups=self.norm_cfg['num_groups'],
         )
         return config, state
 
@@ -283,6 +276,46 @@ class ElasticResNet(BottleneckResNet):
             in_channels=self.in_channels,
             strides=self.strides,
         )
+
+
+def resnet_config(
+    subnet: Subnet,
+    *,
+    in_channels: int,
+    stem_channels: int,
+    base_channels: int,
+    strides: tuple[int, ...],
+    num_groups: int,
+) -> dict[str, Any]:
+    """Config of the plain network that a subnet is; :meth:`ElasticResNet.extract` says which class it is of.
+
+    Args:
+        subnet: The subnet.
+        in_channels: As of :class:`ElasticResNet`, as are the others.
+    """
+    outputs = 4 * base_channels
+    stock_depths = {blocks: depth for depth, (_, blocks) in ResNet.arch_settings.items() if depth >= 50}
+    if subnet.depth in stock_depths and outputs % subnet.width == 0:
+        sizes = dict(
+            type='ResNet',
+            depth=stock_depths[subnet.depth],
+            base_channels=subnet.width,
+            expansion=outputs // subnet.width,
+        )
+    else:
+        sizes = dict(
+            type='BottleneckResNet',
+            stage_blocks=subnet.depth,
+            mid_channels=subnet.width,
+            base_channels=base_channels,
+        )
+    return dict(
+        **sizes,
+        in_channels=in_channels,
+        stem_channels=stem_channels,
+        strides=strides,
+        norm_cfg=dict(type='GN', num_groups=num_groups),
+    )
 
 
 def _space(

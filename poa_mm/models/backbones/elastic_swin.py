@@ -209,6 +209,7 @@ class ElasticSwinTransformer(SwinTransformer):
     STEM_NORMS = ('sliced', 'full')
     stem_modules = ('patch_embed',)
     neck = dict(type='GlobalAveragePooling')
+    elastic_options = ('stem_norm',)
 
     def __init__(
         self,
@@ -335,9 +336,15 @@ class ElasticSwinTransformer(SwinTransformer):
         *_, output = self._stage_outputs(x, subnet, mask)
         return map_features(self._feature_map(self.num_layers - 1, *output))
 
-    def plain_features(self, network: SwinTransformer, x: Tensor) -> Features:
+    @staticmethod
+    def plain_features(network: SwinTransformer, x: Tensor) -> Features:
         """The same by an extracted ``network``."""
         return map_features(network(x)[-1])
+
+    @staticmethod
+    def subnet_of(network: SwinTransformer) -> Subnet:
+        """The subnet that an extracted ``network`` is."""
+        return Subnet(network.embed_dims, network.depths[ELASTIC_STAGE])
 
     def _stage_outputs(
         self, x: Tensor, subnet: Subnet | None, mask: Tensor | None
@@ -373,7 +380,7 @@ class ElasticSwinTransformer(SwinTransformer):
         ]
 
     def _stage_depths(self, subnet: Subnet) -> list[int]:
-        return [subnet.depth if stage == ELASTIC_STAGE else depth for stage, depth in enumerate(self.depths)]
+        return _stage_depths(subnet, self.depths)
 
     def mask_grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of patches in images of ``(H, W)`` pixels: twice those of the last feature map."""
@@ -409,24 +416,17 @@ class ElasticSwinTransformer(SwinTransformer):
             for name, module in modules.items()
             for key, value in sliced_state_dict(module, ratio).items()
         }
-        config = dict(
-            type='SwinTransformer',
-            arch=dict(
-                embed_dims=subnet.width,
-                depths=self._stage_depths(subnet),
-                num_heads=[int(heads * ratio) for heads in self.num_heads],
-            ),
+        config = swin_config(
+            subnet,
+            self.depths,
+            head_dim=self.head_dim,
             img_size=self.img_size,
             patch_size=self.patch_size,
             in_channels=self.in_channels,
             window_size=self.window_size,
-            out_indices=self.out_indices,
-            pad_small_map=True,
         )
-        shifts = [block.attn.shift_size > 0 for block in blocks[ELASTIC_STAGE]]
-        if shifts != [position % 2 == 1 for position in range(len(shifts))]:  # which is what the stock network does
-            config['stage_cfgs'] = [{} for _ in self.depths]
-            config['stage_cfgs'][ELASTIC_STAGE] = dict(block_cfgs=[dict(shift=shift) for shift in shifts])
+        if self.out_indices != (self.num_layers - 1,):  # which is what the stock network does
+            config['out_indices'] = self.out_indices
         return config, state
 
     def cost(self, subnet: Subnet, image_size: int | tuple[int, int] | None = None) -> Cost:
@@ -453,3 +453,47 @@ class ElasticSwinTransformer(SwinTransformer):
         if param_name == f'{prefix}mask_token':
             return 0, sum(self.depths) + 2
         return super().get_layer_depth(param_name, prefix)
+
+
+def swin_config(
+    subnet: Subnet,
+    depths: Sequence[int],
+    *,
+    head_dim: int,
+    img_size: tuple[int, int],
+    patch_size: int,
+    in_channels: int,
+    window_size: int,
+) -> dict[str, Any]:
+    """Config of the stock ``mmpretrain.SwinTransformer`` that a subnet is.
+
+    Args:
+        subnet: The subnet.
+        depths: Blocks of the supernet's stages, as which blocks are kept decides which are shifted.
+        head_dim: Channels of an attention head.
+        img_size: As of the stock network, which takes images of any size.
+        patch_size: As of the stock network, as are the others.
+    """
+    config = dict(
+        type='SwinTransformer',
+        arch=dict(
+            embed_dims=subnet.width,
+            depths=_stage_depths(subnet, depths),
+            num_heads=[subnet.width * 2**stage // head_dim for stage in range(len(depths))],
+        ),
+        img_size=img_size,
+        patch_size=patch_size,
+        in_channels=in_channels,
+        window_size=window_size,
+        pad_small_map=True,
+    )
+    shifts = [index % 2 == 1 for index in kept_blocks(subnet.depth, depths[ELASTIC_STAGE])]
+    if shifts != [position % 2 == 1 for position in range(len(shifts))]:  # which is what the stock network does
+        config['stage_cfgs'] = [{} for _ in depths]
+        config['stage_cfgs'][ELASTIC_STAGE] = dict(block_cfgs=[dict(shift=shift) for shift in shifts])
+    return config
+
+
+def _stage_depths(subnet: Subnet, depths: Sequence[int]) -> list[int]:
+    """Blocks of each stage of a subnet, where the supernet has ``depths``."""
+    return [subnet.depth if stage == ELASTIC_STAGE else depth for stage, depth in enumerate(depths)]

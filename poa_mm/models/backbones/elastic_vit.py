@@ -78,6 +78,7 @@ class ElasticVisionTransformer(VisionTransformer):
     OUT_TYPES = ('cls_token', 'featmap', 'raw')
     stem_modules = ('patch_embed',)
     neck = None  # the class token is the class feature
+    elastic_options = ()
 
     def __init__(
         self,
@@ -227,16 +228,18 @@ class ElasticVisionTransformer(VisionTransformer):
         x, _ = self._embed(x, subnet, mask)
         for block in self._blocks(subnet):
             x = block(x)
-        return self._split(self.ln1(x))
+        return _split(self.ln1(x))
 
-    def plain_features(self, network: VisionTransformer, x: Tensor) -> Features:
+    @staticmethod
+    def plain_features(network: VisionTransformer, x: Tensor) -> Features:
         """The same by an extracted ``network``, whose ``out_type`` becomes ``'raw'``."""
         network.out_type = 'raw'
-        return self._split(network(x)[-1])
+        return _split(network(x)[-1])
 
-    def _split(self, tokens: Tensor) -> Features:
-        """Class and patch tokens of ``(B, 1 + N, D)``."""
-        return Features(cls=tokens[:, 0], patch=tokens[:, self.num_extra_tokens :])
+    @staticmethod
+    def subnet_of(network: VisionTransformer) -> Subnet:
+        """The subnet that an extracted ``network`` is."""
+        return Subnet(network.embed_dims, network.num_layers)
 
     def _embed(self, x: Tensor, subnet: Subnet, mask: Tensor | None) -> tuple[Tensor, tuple[int, int]]:
         """Tokens ``(B, 1 + N, width)`` that enter the first block, and their grid."""
@@ -321,3 +324,8 @@ class ElasticVisionTransformer(VisionTransformer):
         if param_name == f'{prefix}mask_token':
             return 0, self.num_layers + 2
         return super().get_layer_depth(param_name, prefix)
+
+
+def _split(tokens: Tensor) -> Features:
+    """Class and patch tokens of ``(B, 1 + N, D)``."""
+    return Features(cls=tokens[:, 0], patch=tokens[:, 1:])

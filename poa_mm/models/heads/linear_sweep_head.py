@@ -89,6 +89,7 @@ class LinearSweepOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     def __call__(self, model: nn.Module) -> OptimWrapper:
         """Build the optimizer and its wrapper."""
         model = getattr(model, 'module', model)  # out of DistributedDataParallel
+        model.train()  # when mmpretrain's Swin freezes what it is to
         others = [
             name
             for name, param in model.named_parameters()

@@ -72,6 +72,22 @@ def test_a_key_that_does_not_fit_stops_the_run(config, build_runner, tmp_path):
         start_of(config, build_runner)
 
 
+def test_what_the_task_adds_may_be_absent(config, build_runner, tmp_path):
+    weights = {key: value for key, value in torch.load(tmp_path / 'vit.pth').items() if not key.startswith('ln1.')}
+    torch.save(weights, tmp_path / 'vit.pth')
+    with pytest.raises(CheckpointError, match=r'missing ln1\.bias, ln1\.weight'):
+        start_of(config, build_runner)
+    config.custom_hooks[0].new = ['ln1']
+    start = start_of(config, build_runner)
+    assert_close({key: start[f'backbone.{key}'] for key in weights}, weights)
+
+
+def test_new_is_a_sequence_of_names(config, build_runner):
+    config.custom_hooks[0].new = 'ln1'
+    with pytest.raises(TypeError, match=r"such as \('ln1',\)"):
+        build_runner(config)
+
+
 def test_weights_to_start_from_win(config, build_runner, randomise, tmp_path):
     config.load_from = str(tmp_path / 'start.pth')
     weights = randomise(MODELS.build(dict(config.model, type='mmpretrain.ImageClassifier'))).state_dict()

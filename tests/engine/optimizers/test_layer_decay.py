@@ -158,6 +158,15 @@ def test_flat_parameters_without_decay():
     assert {name for name, group in settings.items() if group['weight_decay'] == 0} == flat
 
 
+def test_relative_position_biases_without_decay():
+    """They are tables, which only their name tells from weights."""
+    model = build_model('mmdet', 'swin')
+    settings, _ = settings_of(model, custom_keys={'.relative_position_bias_table': dict(decay_mult=0.0)})
+    undecayed = {name for name, group in settings.items() if group['weight_decay'] == 0}
+    assert undecayed == {name for name, _ in model.named_parameters() if name.endswith('relative_position_bias_table')}
+    assert len(undecayed) == 5
+
+
 def test_frozen_parameters_are_left_out():
     cfg = model_config('mmseg', 'vit')
     cfg['backbone']['frozen_stages'] = 3

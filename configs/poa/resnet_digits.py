@@ -1,0 +1,46 @@
+"""POA with a ResNet on scikit-learn's handwritten digits, anywhere in the image: on a CPU in minutes.
+
+    make demo CONFIG=configs/poa/resnet_digits.py
+
+k-NN accuracy of all 18 subnets on the test images, seed 0: 0.560 to 0.615 after 1,000 steps (7 minutes of CPU time),
+0.434 before, the same for all of them, as their residual branches start at zero. Convolutions of random weights already
+tell digits apart that lie in the same place, so the digits lie anywhere in an image four times as large.
+
+Beyond that, the recipe is that of `vitt_digits.py` with the teacher's temperatures of `swint_digits.py`.
+"""
+
+_base_ = './swint_digits.py'
+
+# --- model -----------------------------------------------------------------------------------
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='ElasticResNet',
+        stage_blocks=[1, 2, 3, 1],
+        mid_channels=16,
+        widths=[8, 12, 16],
+        depths=[1, [1, 2], [1, 2, 3], 1],
+        stem_channels=16,
+        base_channels=8,
+        strides=[1, 2, 2, 1],  # a last feature map of 2 x 2 cells
+        num_groups=4,
+        img_size=32,
+    ),
+    deck=dict(select_scale=(1, 2)),
+)
+
+# --- data ------------------------------------------------------------------------------------
+# The stem leaves a quarter of rows and columns: digits and images twice as large as for the Swin.
+place = dict(type='RandomCrop', crop_size=32, padding=12)
+crop = dict(type='RandomResizedCrop', scale=16, crop_ratio_range=(0.6, 1.0), interpolation='bicubic')
+local_crop = dict(type='RandomResizedCrop', scale=16, crop_ratio_range=(0.35, 0.6), interpolation='bicubic')
+train_pipeline = [
+    dict(type='MultiView', num_views=[2, 2], transforms=[[crop, place], [local_crop]]),
+    dict(type='BlockMask', grid=4, prob=0.5, ratio=(0.1, 0.3), min_patches=1),
+    dict(type='PackInputs'),
+]
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+
+# --- evaluation ------------------------------------------------------------------------------
+knn_pipeline = [dict(type='Resize', scale=16, interpolation='bicubic'), place, dict(type='PackInputs')]
+knn = dict(bank=dict(dataset=dict(pipeline=knn_pipeline)), query=dict(dataset=dict(pipeline=knn_pipeline)))
