@@ -11,7 +11,7 @@ ENV_PYTHON = $$(tools/make_env.sh $(STACK))/bin/python
 help:
 	@echo 'make env     build the Python environment and install poa_mm into it (STACK=onedl|openmmlab)'
 	@echo 'make demo    pre-train on handwritten digits, extract, score every subnet: 10 minutes on 2 cores'
-	@echo '             (CONFIG=configs/poa/resnet_digits.py: the same with a ResNet)'
+	@echo '             (CONFIG=configs/poa/swint_digits.py or resnet_digits.py: another family)'
 	@echo 'make test    run the tests'
 	@echo 'make lint    check style'
 

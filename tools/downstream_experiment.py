@@ -4,7 +4,7 @@
     python tools/downstream_experiment.py segmentation --fashion-mnist /path/to/fashion_mnist
 
 Everything that is missing is made: the supernet that POA trains on single items without their labels
-(`configs/poa/vitt_fmnist_rgb.py`), two extracted subnets, and the scenes. Then each subnet is fine-tuned on the scenes,
+(`configs/poa/*_fmnist_rgb.py`), two extracted subnets, and the scenes. Then each subnet is fine-tuned on the scenes,
 from its extracted weights and from scratch, for the same number of iterations with every seed. Writes `TASK.json` and
 `TASK.png`, score over iterations, to the work dir. What was done already is not done again: an interrupted experiment
 goes on where it was.
@@ -29,8 +29,6 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).parents[1]
-PRETRAINING = ROOT / 'configs' / 'poa' / 'vitt_fmnist_rgb.py'
-SUBNETS = ('48x4', '96x6')
 STARTS = ('poa', 'scratch')
 
 
@@ -38,11 +36,15 @@ class Task(NamedTuple):
     """A downstream task.
 
     Args:
+        pretraining: Name of the config of POA.
+        subnets: The smallest and the largest that are tried.
         config: Path of a subnet's config below the checkout.
         metrics: Names of the scores in the logs by the names in the report; the first one is drawn.
         max_score: What the best possible score is in the logs.
     """
 
+    pretraining: str
+    subnets: tuple[str, str]
     config: str
     metrics: dict[str, str]
     max_score: float
@@ -50,11 +52,19 @@ class Task(NamedTuple):
 
 TASKS = {
     'detection': Task(
-        'configs/detection/cascade-mask-rcnn_poa-vit-{subnet}-p8_fpn_scenes.py',
+        'resnet_fmnist_rgb',
+        ('8x1-1-1-1', '16x1-2-3-1'),
+        'configs/detection/cascade-mask-rcnn_poa-resnet-{subnet}_fpn_scenes.py',
         {'box AP': 'coco/bbox_mAP', 'mask AP': 'coco/segm_mAP'},
         max_score=1,
     ),
-    'segmentation': Task('configs/segmentation/upernet_poa-vit-{subnet}-p8_scenes.py', {'mIoU': 'mIoU'}, max_score=100),
+    'segmentation': Task(
+        'vitt_fmnist_rgb',
+        ('48x4', '96x6'),
+        'configs/segmentation/upernet_poa-vit-{subnet}-p8_scenes.py',
+        {'mIoU': 'mIoU'},
+        max_score=100,
+    ),
 }
 
 
@@ -96,18 +106,20 @@ def call(args: argparse.Namespace, name: str, tool: str, *options: str | Path) -
 
 def prepare(args: argparse.Namespace, task: Task, console: Console) -> None:
     """Make scenes, supernet and extracted subnets, as far as they are missing."""
-    scenes = Path(Config.fromfile(ROOT / task.config.format(subnet=SUBNETS[0])).scenes)
+    scenes = Path(Config.fromfile(ROOT / task.config.format(subnet=task.subnets[0])).scenes)
     if not scenes.exists():
         console.print(f'composing {scenes}')
         call(args, 'scenes', 'dataset_converters/fashion_scenes.py', scenes)
-    if (args.work_dir / 'subnets' / 'manifest.json').exists():
+    folder = args.work_dir / task.pretraining
+    if (folder / 'subnets' / 'manifest.json').exists():
         return
-    checkpoint = args.work_dir / 'pretraining' / f'iter_{Config.fromfile(PRETRAINING).max_iters}.pth'
+    pretraining = ROOT / 'configs' / 'poa' / f'{task.pretraining}.py'
+    checkpoint = folder / f'iter_{Config.fromfile(pretraining).max_iters}.pth'
     if not checkpoint.exists():
-        console.print(f'pre-training; its log is {args.work_dir}/pretraining.log')
-        call(args, 'pretraining', 'train.py', PRETRAINING, '--work-dir', checkpoint.parent, '--resume')
-    choice = [word for subnet in SUBNETS for word in ('--subnet', subnet)]
-    call(args, 'subnets', 'extract_subnet.py', checkpoint, *choice, '-o', args.work_dir / 'subnets')
+        console.print(f'pre-training; its log is {folder}/train.log')
+        call(args, f'{task.pretraining}/train', 'train.py', pretraining, '--work-dir', folder, '--resume')
+    choice = [word for subnet in task.subnets for word in ('--subnet', subnet)]
+    call(args, f'{task.pretraining}/subnets', 'extract_subnet.py', checkpoint, *choice, '-o', folder / 'subnets')
 
 
 def fine_tune(task: Task, run: Run, args: argparse.Namespace) -> list[dict[str, float]]:
@@ -115,7 +127,7 @@ def fine_tune(task: Task, run: Run, args: argparse.Namespace) -> list[dict[str, 
     work_dir = args.work_dir / args.task / str(run)
     result = work_dir / 'scores.json'
     if not result.exists():
-        weights = args.work_dir / 'subnets' / f'poa_{run.subnet}.safetensors'
+        weights = args.work_dir / task.pretraining / 'subnets' / f'poa_{run.subnet}.safetensors'
         start = {
             'poa': f'model.backbone.init_cfg.checkpoint={weights}',
             'scratch': 'model.backbone.init_cfg=None',
@@ -143,7 +155,7 @@ def summarise(task: Task, results: dict[Run, list[dict[str, float]]], path: Path
     """The content of the report, which is also written to ``path``."""
     rows = [
         {'subnet': subnet, 'start': start, **summary(task, results, subnet, start)}
-        for subnet in SUBNETS
+        for subnet in task.subnets
         for start in STARTS
     ]
     report = {'iterations': results[next(iter(results))][-1]['step'], 'rows': rows}
@@ -172,7 +184,7 @@ def draw(task: Task, results: dict[Run, list[dict[str, float]]], path: Path) -> 
     figure = Figure(figsize=(6.4, 4), layout='constrained')
     axes = figure.add_subplot(xlabel='iterations', ylabel=f'{name} (%)')
     for run, scores in results.items():
-        style = {'color': f'C{SUBNETS.index(run.subnet)}', 'linestyle': '-' if run.start == 'poa' else '--'}
+        style = {'color': f'C{task.subnets.index(run.subnet)}', 'linestyle': '-' if run.start == 'poa' else '--'}
         label = f'{run.subnet}, {run.start}' if run.seed == min(other.seed for other in results) else None
         steps = [0, *(score['step'] for score in scores)]
         axes.plot(steps, [0, *(score[name] for score in scores)], label=label, **style)
@@ -186,7 +198,7 @@ def experiment(args: argparse.Namespace) -> None:
     task, console = TASKS[args.task], Console(stderr=True)
     args.work_dir.mkdir(parents=True, exist_ok=True)
     prepare(args, task, console)
-    runs = [Run(subnet, start, seed) for seed in args.seeds for subnet in SUBNETS for start in STARTS]
+    runs = [Run(subnet, start, seed) for seed in args.seeds for subnet in task.subnets for start in STARTS]
     results: dict[Run, list[dict[str, float]]] = {}
     with ThreadPoolExecutor(args.jobs) as pool:
         for run, scores in zip(runs, pool.map(lambda run: fine_tune(task, run, args), runs)):

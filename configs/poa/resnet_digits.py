@@ -1,10 +1,14 @@
-"""POA with a ResNet on scikit-learn's handwritten digits, anywhere in the image: on a CPU in minutes.
+"""POA with a ResNet on scikit-learn's handwritten digits, in varying places: on a CPU in minutes.
 
     make demo CONFIG=configs/poa/resnet_digits.py
 
-k-NN accuracy of all 18 subnets on the test images, seed 0: 0.560 to 0.615 after 1,000 steps (7 minutes of CPU time),
-0.434 before, the same for all of them, as their residual branches start at zero. Convolutions of random weights already
-tell digits apart that lie in the same place, so the digits lie anywhere in an image four times as large.
+k-NN accuracy on the 364 test images, seed 0, after 800 steps (7 minutes on one of 2 CPU cores); before, it is 0.585 for
+all subnets alike, as their residual branches start at zero:
+
+    mid width  1-1-1-1  1-1-2-1  1-1-3-1  1-2-1-1  1-2-2-1  1-2-3-1
+    8          0.832    0.835    0.838    0.832    0.830    0.832
+    12         0.843    0.841    0.841    0.838    0.838    0.841
+    16         0.843    0.841    0.838    0.846    0.846    0.852
 
 Beyond that, the recipe is that of `vitt_digits.py` with the teacher's temperatures of `swint_digits.py`.
 """
@@ -31,7 +35,7 @@ model = dict(
 
 # --- data ------------------------------------------------------------------------------------
 # The stem leaves a quarter of rows and columns: digits and images twice as large as for the Swin.
-place = dict(type='RandomCrop', crop_size=32, padding=12)
+place = dict(type='RandomCrop', crop_size=32, padding=10)
 crop = dict(type='RandomResizedCrop', scale=16, crop_ratio_range=(0.6, 1.0), interpolation='bicubic')
 local_crop = dict(type='RandomResizedCrop', scale=16, crop_ratio_range=(0.35, 0.6), interpolation='bicubic')
 train_pipeline = [

@@ -1,11 +1,21 @@
-"""POA with a small Swin on scikit-learn's handwritten digits, anywhere in the image: for tests, not a demo yet.
+"""POA with a small Swin on scikit-learn's handwritten digits, in varying places: on a CPU in minutes.
 
-It runs, but does not learn: the class loss settles at that of equal outputs for all images (within 300 steps with the
-settings of `vitt_digits.py`; with those below, it was still there after 150).
+    make demo CONFIG=configs/poa/swint_digits.py
+
+k-NN accuracy on the 364 test images, seed 0, after 800 steps (9 minutes on one of 2 CPU cores):
+
+    subnet     16x2   16x3   16x4   24x2   24x3   24x4
+    untrained  0.863  0.854  0.835  0.865  0.876  0.868
+    trained    0.915  0.915  0.909  0.926  0.920  0.915
+
+Random networks already tell digits in the same place apart, so the digits are moved by up to 2 pixels of 16. With
+wider moves the score before training falls (0.73 to 0.79 at 3 pixels), but so does the one after it (0.80 to 0.82).
 """
 
 _base_ = './vitt_digits.py'
 
+max_iters = 800
+warmup_iters = 100
 ramp_iters = 300
 
 # --- model -----------------------------------------------------------------------------------
@@ -25,7 +35,7 @@ model = dict(
 )
 
 # --- data ------------------------------------------------------------------------------------
-place = dict(type='RandomCrop', crop_size=16, padding=7)
+place = dict(type='RandomCrop', crop_size=16, padding=5)
 crop = dict(type='RandomResizedCrop', scale=8, crop_ratio_range=(0.6, 1.0), interpolation='bicubic')
 local_crop = dict(type='RandomResizedCrop', scale=8, crop_ratio_range=(0.35, 0.6), interpolation='bicubic')
 train_pipeline = [
@@ -36,12 +46,24 @@ train_pipeline = [
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 
 # --- optimisation ----------------------------------------------------------------------------
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=warmup_iters),
+    dict(type='CosineAnnealingLR', eta_min_ratio=0.01, by_epoch=False, begin=warmup_iters, end=max_iters),
+    dict(
+        type='CosineAnnealingParamScheduler',
+        param_name='weight_decay',
+        eta_min_ratio=10,
+        by_epoch=False,
+        begin=0,
+        end=max_iters,
+    ),
+]
 custom_hooks = [
     dict(type='TeacherEMAHook', momentum=(0.98, 0.999)),
     dict(
         type='POAScheduleHook',
-        # Two views of a digit in different places are hardly alike at first. The heads settle on one output for every
-        # image unless the likeness of the views is more than the teacher's temperature over the student's, 0.1.
+        # Views of a digit in different places are less alike. If the correlation of their features is below the
+        # teacher's temperature over the student's of 0.1, or not far above, the heads settle on one output for all.
         teacher_temp=(0.02, 0.04),
         teacher_temp_iters=ramp_iters,
         patch_loss_start=ramp_iters,
@@ -49,6 +71,7 @@ custom_hooks = [
     ),
     dict(type='SupernetCheckpointHook'),
 ]
+train_cfg = dict(max_iters=max_iters)
 
 # --- evaluation ------------------------------------------------------------------------------
 # One process that reads: its random numbers, and so the places, are the same each time.

@@ -136,8 +136,9 @@ def test_survives_the_dump_that_a_runner_makes(path, tmp_path):
 @pytest.mark.parametrize('path', sorted(CONFIGS.glob('*/*_scenes.py')), ids=lambda path: path.stem)
 def test_small_configs_fit_the_subnets_of_their_pre_training(path):
     cfg = config(path)
-    pretraining = Config.fromfile(CONFIGS / 'poa' / 'vitt_fmnist_rgb.py').model
-    subnet = re.search(r'poa-vit-(\d+x\d+)-p8', path.name)[1]
+    family, subnet = re.search(r'poa-(vit|resnet)-(\d+x[\d-]*\d)', path.name).groups()
+    name = dict(vit='vitt_fmnist_rgb', resnet='resnet_fmnist_rgb')[family]
+    pretraining = Config.fromfile(CONFIGS / 'poa' / f'{name}.py').model
     _, weights = MODELS.build(pretraining.backbone).extract(subnet)
     model = build(cfg)
     check_state(model.backbone.state_dict(), weights, 'what extraction writes')

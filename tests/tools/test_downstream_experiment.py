@@ -9,6 +9,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / 'tools'))
 import downstream_experiment as experiment
 
 SEGMENTATION = experiment.TASKS['segmentation']
+SUBNETS = SEGMENTATION.subnets
 
 
 @pytest.fixture
@@ -43,11 +44,11 @@ def test_makes_what_is_missing_and_compares_both_starts(args, calls, monkeypatch
         'extract_subnet.py',
     ]
     trainings = calls[3:]
-    assert len(trainings) == len(experiment.SUBNETS) * len(experiment.STARTS) * len(args.seeds)
-    for subnet in experiment.SUBNETS:
+    assert len(trainings) == len(SUBNETS) * len(experiment.STARTS) * len(args.seeds)
+    for subnet in SUBNETS:
         config = str(experiment.ROOT / SEGMENTATION.config.format(subnet=subnet))
         options = [' '.join(training[4:]) for training in trainings if training[1] == config]
-        weights = args.work_dir / 'subnets' / f'poa_{subnet}.safetensors'
+        weights = args.work_dir / 'vitt_fmnist_rgb' / 'subnets' / f'poa_{subnet}.safetensors'
         assert options == [
             f'--cfg-options model.backbone.{start} randomness.seed={seed}'
             for seed in args.seeds
@@ -57,14 +58,14 @@ def test_makes_what_is_missing_and_compares_both_starts(args, calls, monkeypatch
     assert report['iterations'] == 20
     assert report['rows'] == [
         {'subnet': subnet, 'start': start, 'mIoU': [score, score]}
-        for subnet in experiment.SUBNETS
+        for subnet in SUBNETS
         for start, score in (('poa', 16.0), ('scratch', 8.0))
     ]
     assert (args.work_dir / 'segmentation.png').read_bytes().startswith(b'\x89PNG')
 
     del calls[3:]
-    (args.work_dir / 'subnets').mkdir()
-    (args.work_dir / 'subnets' / 'manifest.json').touch()
+    (args.work_dir / 'vitt_fmnist_rgb' / 'subnets').mkdir(parents=True)
+    (args.work_dir / 'vitt_fmnist_rgb' / 'subnets' / 'manifest.json').touch()
     (tmp_path / 'scenes').mkdir()
     experiment.experiment(args)
     assert len(calls) == 3, 'nothing is done twice'

@@ -1,0 +1,83 @@
+"""POA with a ResNet on Fashion-MNIST as a start for colour images, on a CPU: the pre-training of the detectors in
+`docs/downstream.md`.
+
+    POA_FMNIST=/path/to/fashion_mnist python tools/train.py configs/poa/resnet_fmnist_rgb.py
+    POA_FMNIST=... python tools/eval_knn.py configs/poa/resnet_fmnist_rgb.py work_dirs/resnet_fmnist_rgb/iter_2000.pth
+
+The recipe is that of `vitt_fmnist_rgb.py`. Items take up part of the image only, as the last feature map of 2 x 2 cells
+has a stride of 32 pixels, and the teacher's temperatures are those of `resnet_digits.py`.
+"""
+
+_base_ = './vitt_fmnist_rgb.py'
+
+max_iters = 2000
+warmup_iters = 100
+ramp_iters = 600
+
+# --- model -----------------------------------------------------------------------------------
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='ElasticResNet',
+        stage_blocks=[1, 2, 3, 1],
+        mid_channels=16,
+        widths=[8, 12, 16],
+        depths=[1, [1, 2], [1, 2, 3], 1],
+        stem_channels=16,
+        base_channels=16,
+        num_groups=4,
+        img_size=48,
+    ),
+    deck=dict(select_scale=(1, 2)),
+)
+
+# --- data ------------------------------------------------------------------------------------
+global_crop = dict(type='RandomResizedCrop', scale=32, crop_ratio_range=(0.4, 1.0), interpolation='bicubic')
+place = dict(type='RandomCrop', crop_size=48, padding=12)
+local_crop = dict(type='RandomResizedCrop', scale=32, crop_ratio_range=(0.15, 0.4), interpolation='bicubic')
+flip = dict(type='RandomFlip', prob=0.5)
+background = dict(type='RandomBackground', prob=0.5)
+train_pipeline = [
+    dict(
+        type='MultiView',
+        num_views=[2, 2],
+        transforms=[[global_crop, place, flip, background], [local_crop, flip, background]],
+    ),
+    dict(type='BlockMask', grid=4, prob=0.5, ratio=(0.1, 0.3), min_patches=1),
+    dict(type='PackInputs'),
+]
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+
+# --- optimisation ----------------------------------------------------------------------------
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=warmup_iters),
+    dict(type='CosineAnnealingLR', eta_min_ratio=0.01, by_epoch=False, begin=warmup_iters, end=max_iters),
+    dict(
+        type='CosineAnnealingParamScheduler',
+        param_name='weight_decay',
+        eta_min_ratio=10,
+        by_epoch=False,
+        begin=0,
+        end=max_iters,
+    ),
+]
+custom_hooks = [
+    dict(type='TeacherEMAHook', momentum=(0.98, 0.999)),
+    dict(
+        type='POAScheduleHook',
+        teacher_temp=(0.02, 0.04),
+        teacher_temp_iters=ramp_iters,
+        patch_loss_start=ramp_iters,
+        freeze_prototypes_iters=ramp_iters,
+    ),
+    dict(type='SupernetCheckpointHook'),
+]
+train_cfg = dict(max_iters=max_iters)
+
+# --- evaluation ------------------------------------------------------------------------------
+knn_pipeline = [
+    dict(type='Resize', scale=32, interpolation='bicubic'),
+    dict(type='Pad', size=(48, 48)),
+    dict(type='PackInputs'),
+]
+knn = dict(bank=dict(dataset=dict(pipeline=knn_pipeline)), query=dict(dataset=dict(pipeline=knn_pipeline)))
