@@ -78,5 +78,8 @@ param_scheduler = [
 ]
 train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters // 3)
 
-default_hooks = dict(checkpoint=dict(by_epoch=False, interval=max_iters))
+default_hooks = dict(
+    logger=dict(log_metric_by_epoch=False),
+    checkpoint=dict(by_epoch=False, interval=max_iters),
+)
 log_processor = dict(by_epoch=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from mmengine.model import BaseModule, ModuleList
@@ -49,9 +49,13 @@ class Prototypes(nn.Module):
         self.gain = nn.Parameter(torch.ones(num_prototypes, 1))
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)
 
+    def matrix(self) -> Tensor:
+        """The prototypes, ``(num_prototypes, in_channels)``."""
+        return F.normalize(self.weight, dim=1) * self.gain
+
     def forward(self, x: Tensor) -> Tensor:
         """``(N, in_channels)`` to logits ``(N, num_prototypes)``."""
-        return F.linear(x, F.normalize(self.weight, dim=1) * self.gain)
+        return F.linear(x, self.matrix())
 
 
 @MODELS.register_module()
@@ -92,4 +96,12 @@ class MultiPrototypeHead(BaseModule):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Features ``(N, width)`` to logits ``(N, K)``, one tensor for each head."""
-        return [prototypes(projector(x)) for projector, prototypes in zip(self.projectors, self.prototypes)]
+        return list(self.iterate(x))
+
+    def iterate(self, x: Tensor) -> Iterator[Tensor]:
+        """The same logits, computed head by head as they are asked for."""
+        return (prototypes(projector(x)) for projector, prototypes in zip(self.projectors, self.prototypes))
+
+    def embed(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """What logits are products of: unit vectors ``(N, bottleneck_channels)`` and prototypes, for each head."""
+        return [projector(x) for projector in self.projectors], [prototypes.matrix() for prototypes in self.prototypes]

@@ -1,13 +1,16 @@
 from .centering import MeanCentering, SinkhornKnopp
 from .cross_entropy import CropLosses, class_loss, patch_loss, same_view_loss
 from .koleo import KoLeoLoss
+from .prototype_loss import Targets, prototype_loss
 
 __all__ = [
     'CropLosses',
     'KoLeoLoss',
     'MeanCentering',
     'SinkhornKnopp',
+    'Targets',
     'class_loss',
     'patch_loss',
+    'prototype_loss',
     'same_view_loss',
 ]

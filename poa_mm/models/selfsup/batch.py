@@ -22,6 +22,11 @@ class MultiCropBatch(NamedTuple):
     local_views: Tensor | None
     masks: Tensor
 
+    @property
+    def num_rows(self) -> tuple[int, int]:
+        """Class tokens of the global and of the local crops: ``2 * B`` and ``L * B``."""
+        return len(self.global_views), 0 if self.local_views is None else len(self.local_views)
+
     @classmethod
     def collate(
         cls, inputs: Sequence[Tensor], data_samples: Sequence | None, mask_grid: tuple[int, int], masked: bool

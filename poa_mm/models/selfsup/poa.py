@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from poa_mm.elastic import Subnet, SubnetDeck
 
-from ..losses import CropLosses, class_loss, patch_loss, same_view_loss
+from ..losses import Targets, prototype_loss
 from .batch import MultiCropBatch, check_views
+from .early_backward import early_backward
 
 
 class TeacherTargets(NamedTuple):
@@ -35,13 +36,19 @@ class StudentOutput(NamedTuple):
 
     Args:
         features: Class features of the global crops, ``(2B, width)``.
-        cls: Class logits of the global, then the local crops, ``((2 + L) * B, K)`` for each head.
-        patch: Patch logits of the masked patches, ``(M, K)`` for each head.
+        embeddings: Of each head, of the class tokens of the global, then of the local crops, then of the masked
+            patches, ``((2 + L) * B + M, C)``.
+        prototypes: Of each head, ``(K, C)``.
     """
 
     features: Tensor
-    cls: list[Tensor]
-    patch: list[Tensor]
+    embeddings: list[Tensor]
+    prototypes: list[Tensor]
+
+    def detach(self) -> StudentOutput:
+        """The same without gradient."""
+        embeddings, prototypes = ([value.detach() for value in values] for values in self[1:])
+        return StudentOutput(self.features.detach(), embeddings, prototypes)
 
 
 @MODELS.register_module()
@@ -60,8 +67,12 @@ class POA(BaseSelfSupervisor):
     that loss needs, so an ablation row of the paper is one line: ``weight_es2=0``, ``weight_es1=0`` or a
     head with one entry in ``num_prototypes``.
 
-    What changes over a run is set from outside, by :class:`poa_mm.engine.POAScheduleHook`:
-    ``teacher_temp`` and ``patch_loss_active``.
+    The elastic student learns from the intact one's output, not through it, so the intact student's backward pass runs
+    before the elastic student starts: one graph exists at a time (:func:`early_backward`).
+
+    What changes over a run is set from outside: ``teacher_temp`` and ``patch_loss_active`` by
+    :class:`poa_mm.engine.POAScheduleHook`, ``loss_scale``, by which float16's small gradients are multiplied on their
+    way, by :class:`poa_mm.engine.POAAmpOptimWrapper`.
 
     Args:
         backbone: An elastic backbone, such as ``ElasticVisionTransformer``.
@@ -120,6 +131,7 @@ class POA(BaseSelfSupervisor):
         self.student_temp = student_temp
         self.teacher_temp = teacher_temp
         self.patch_loss_active = True
+        self.loss_scale = 1.0
 
         self.teacher = nn.ModuleDict(dict(backbone=copy.deepcopy(self.backbone), head=copy.deepcopy(self.head)))
         self.teacher.requires_grad_(False)
@@ -185,8 +197,8 @@ class POA(BaseSelfSupervisor):
         )
         targets = self.teacher_targets(batch)
         subnet = self.deck.deal() if self.runs_elastic else None
-        terms = self.loss_terms(batch, targets, subnet)
-        return self.combine(terms)
+        total, terms = self.loss_terms(batch, targets, subnet)
+        return {'loss': total, **self.log(terms)}
 
     @torch.no_grad()
     def teacher_targets(self, batch: MultiCropBatch) -> TeacherTargets:
@@ -194,33 +206,41 @@ class POA(BaseSelfSupervisor):
         features = self.teacher['backbone'].extract_features(batch.global_views)
         num_cls = len(features.cls)
         rows = torch.cat([features.cls, features.patch[batch.masks]])  # (2B + M, D)
-        logits = self.teacher['head'](rows)
-        has_patches = self.patch_loss_active and self.patch_weight > 0
-        return TeacherTargets(
-            cls=[centre(head[:num_cls], self.teacher_temp) for centre, head in zip(self.class_centering, logits)],
-            patch=[centre(head[num_cls:], self.teacher_temp) for centre, head in zip(self.patch_centering, logits)]
-            if has_patches
-            else [],
-        )
+        targets = TeacherTargets([], [])
+        heads = zip(self.teacher['head'].iterate(rows), self.class_centering, self.patch_centering)
+        for logits, class_centering, patch_centering in heads:  # one head's logits at a time
+            targets.cls.append(class_centering(logits[:num_cls], self.teacher_temp))
+            if self.patch_loss_active and self.patch_weight > 0:
+                targets.patch.append(patch_centering(logits[num_cls:], self.teacher_temp))
+        return targets
 
     def student_output(self, batch: MultiCropBatch, subnet: Subnet | None) -> StudentOutput:
-        """Features and logits of the student that computes ``subnet``; None is the intact student."""
+        """Features and embeddings of the student that computes ``subnet``; None is the intact student."""
         features, patches = self.backbone.extract_features(batch.global_views, subnet, batch.masks)
         rows = [features]
         if batch.local_views is not None:
             rows.append(self.backbone.extract_features(batch.local_views, subnet).cls)
-        num_cls = sum(map(len, rows))
-        logits = self.head(torch.cat([*rows, patches[batch.masks]]))  # ((2 + L) * B + M, K) for each head
-        return StudentOutput(features, [head[:num_cls] for head in logits], [head[num_cls:] for head in logits])
+        rows = torch.cat([*rows, patches[batch.masks]])
+        return StudentOutput(features, *self.head.embed(rows))
 
-    def loss_terms(self, batch: MultiCropBatch, targets: TeacherTargets, subnet: Subnet | None) -> dict[str, Tensor]:
-        """Every term of the loss, unweighted: ``(heads,)`` for those on prototypes, a scalar for KoLeo."""
-        terms: dict[str, Tensor] = {}
-        students = []
+    def loss_terms(
+        self, batch: MultiCropBatch, targets: TeacherTargets, subnet: Subnet | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss to be minimised and, without gradient, every term of it.
+
+        Returns:
+            The weighted sum, a scalar, and the unweighted terms: ``(heads,)`` for those on prototypes, a scalar for
+            KoLeo.
+        """
+        heads = range(len(self.head.num_prototypes))
+        total, terms = 0.0, {}
         if self.weight_is > 0:
             intact = self.student_output(batch, None)
-            terms |= self._cross_view_terms('L_IS', batch, targets, intact)
-            students.append(intact)
+            objectives = (self._cross_view('L_IS', self.weight_is, batch, targets, head) for head in heads)
+            total, terms = self._student_loss(intact, objectives)
+            if self.runs_elastic:
+                total = early_backward(total, self._trained(), self.loss_scale)
+                intact = intact.detach()
         elif self.weight_es2 > 0:
             with torch.no_grad():
                 intact = self.student_output(batch, None)
@@ -228,56 +248,92 @@ class POA(BaseSelfSupervisor):
             torch.clear_autocast_cache()
         if self.runs_elastic:
             elastic = self.student_output(batch, subnet)
-            students.append(elastic)
-        if self.weight_es1 > 0:
-            terms |= self._cross_view_terms('L_ES1', batch, targets, elastic)
-        if self.weight_es2 > 0:
-            num_global = len(batch.global_views)
-            losses = [
-                same_view_loss(teacher, student, num_global, self.student_temp)
-                for teacher, student in zip(intact.cls, elastic.cls)
-            ]
-            terms |= _stacked('L_ES2', losses)
+            objectives = (
+                (self._cross_view('L_ES1', self.weight_es1, batch, targets, head) if self.weight_es1 > 0 else {})
+                | (self._same_view(batch, intact, head) if self.weight_es2 > 0 else {})
+                for head in heads
+            )
+            loss, more = self._student_loss(elastic, objectives)
+            total = total + loss
+            if 'koleo' in terms:
+                more['koleo'] = more['koleo'] + terms['koleo']
+            terms |= more
+        return total, terms
+
+    def _trained(self) -> Iterable[nn.Parameter]:
+        return (param for module in self.student.values() for param in module.parameters())
+
+    def _student_loss(
+        self, student: StudentOutput, objectives: Iterable[dict[str, Targets]]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted sum and unweighted terms of one student; ``objectives`` are, head by head, its targets by term."""
+        total, terms = 0.0, {}
+        for embeddings, prototypes, targets in zip(student.embeddings, student.prototypes, objectives):
+            loss, rows = prototype_loss(embeddings, prototypes, list(targets.values()), self.student_temp)
+            total = total + loss
+            for name, values in zip(targets, rows):
+                terms.setdefault(name, []).append(values.sum())
+        terms = {name: torch.stack(values) for name, values in terms.items()}
         if self.koleo_weight > 0:
-            terms['koleo'] = torch.stack(
-                [self.koleo(crop) for student in students for crop in student.features.chunk(2)]
-            ).sum() / len(students)
-        return terms
+            num_students = (self.weight_is > 0) + self.runs_elastic
+            koleo = sum(self.koleo(crop) for crop in student.features.chunk(2)) / num_students
+            total = total + self.koleo_weight * koleo
+            terms['koleo'] = koleo.detach()
+        return total, terms
 
-    def _cross_view_terms(
-        self, name: str, batch: MultiCropBatch, targets: TeacherTargets, student: StudentOutput
-    ) -> dict[str, Tensor]:
-        losses = [class_loss(*pair, self.student_temp) for pair in zip(targets.cls, student.cls)]
-        terms = _stacked(name, losses)
+    def _cross_view(
+        self, name: str, weight: float, batch: MultiCropBatch, targets: TeacherTargets, head: int
+    ) -> dict[str, Targets]:
+        """The teacher's targets of other views (POA, Eq. 2 and 3) and of masked patches (iBOT, Sec. 3.2).
+
+        Global crop A learns from the teacher's B and B from A, every local crop learns from both: the mean over the
+        batch, summed over the pairs of views and divided by their number, ``2 + 2 * L``. Every masked image counts the
+        same in the patch loss.
+        """
+        cls = targets.cls[head]
+        num_global, num_local = batch.num_rows
+        images = num_global // 2
+        scale = weight / len(targets.cls)
+        probs = torch.cat([cls.roll(images, dims=0), cls[:images] + cls[images:]])
+        share = cls.new_full((num_global + num_local,), 1 / (2 * (images + num_local)))
+        index = torch.arange(num_global + images, device=cls.device)
+        local_index = index[num_global:].repeat(num_local // images)
+        objectives = {
+            f'{name}_global': Targets(probs, index[:num_global], share[:num_global], scale),
+            f'{name}_local': Targets(probs, local_index, share[num_global:], scale, start=num_global),
+        }
         if targets.patch:
+            patch = targets.patch[head]
             masked = batch.masks.sum(dim=1, keepdim=True).clamp(min=1)  # (2B, 1)
-            weights = (1 / masked).expand_as(batch.masks)[batch.masks]  # (M,)
-            terms[f'{name}_patch'] = torch.stack(
-                [
-                    patch_loss(*pair, weights, len(batch.masks), self.student_temp)
-                    for pair in zip(targets.patch, student.patch)
-                ]
-            )
-        return terms
+            share = (1 / (num_global * masked)).expand_as(batch.masks)[batch.masks]  # (M,)
+            index = torch.arange(len(patch), device=patch.device)
+            start = num_global + num_local
+            objectives[f'{name}_patch'] = Targets(patch, index, share, scale * self.patch_weight, start)
+        return objectives
 
-    def combine(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The weighted sum ``loss`` of :meth:`loss_terms`, beside the terms as scalars for the log."""
-        weights = dict(L_IS=self.weight_is, L_ES1=self.weight_es1, L_ES2=self.weight_es2)
-        log = {name: term.detach().mean() for name, term in terms.items()}
-        total = self.koleo_weight * terms['koleo'] if 'koleo' in terms else 0.0
-        for name, weight in weights.items():
-            parts = {key: term for key, term in terms.items() if key.startswith(f'{name}_')}
-            if not parts:
-                continue
-            value = sum(
-                term.mean() * (self.patch_weight if key.endswith('_patch') else 1) for key, term in parts.items()
-            )
-            log[name] = value.detach()
-            total = total + weight * value
-        return {'loss': total, **log}
+    def _same_view(self, batch: MultiCropBatch, intact: StudentOutput, head: int) -> dict[str, Targets]:
+        """The intact student's output for the same views, neither centred nor differentiated (POA, Eq. 4).
 
+        A mean over the global and one over the local class tokens.
+        """
+        num_global, num_local = batch.num_rows
+        with torch.autocast(batch.masks.device.type, enabled=False):
+            cls = intact.embeddings[head][: num_global + num_local].float()
+            probs = torch.softmax(cls @ intact.prototypes[head].float().T / self.student_temp, dim=1)
+        index = torch.arange(len(probs), device=probs.device)
+        share = torch.cat([probs.new_full((rows,), 1 / max(rows, 1)) for rows in (num_global, num_local)])
+        scale = self.weight_es2 / len(intact.embeddings)
+        return {
+            'L_ES2_global': Targets(probs, index[:num_global], share[:num_global], scale),
+            'L_ES2_local': Targets(probs, index[num_global:], share[num_global:], scale, start=num_global),
+        }
 
-def _stacked(name: str, losses: Sequence[CropLosses]) -> dict[str, Tensor]:
-    """Losses of the heads as two terms of shape ``(heads,)``."""
-    on_global, on_local = zip(*losses)
-    return {f'{name}_global': torch.stack(on_global), f'{name}_local': torch.stack(on_local)}
+    def log(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The terms of :meth:`loss_terms` as means over the heads, and ``L_IS``, ``L_ES1`` and ``L_ES2`` in all."""
+        means = {name: term.mean() for name, term in terms.items()}
+        for name in ('L_IS', 'L_ES1', 'L_ES2'):
+            parts = {key: mean for key, mean in means.items() if key.startswith(f'{name}_')}
+            if parts:
+                weights = {f'{name}_patch': self.patch_weight}
+                means[name] = sum(weights.get(key, 1) * mean for key, mean in parts.items())
+        return means

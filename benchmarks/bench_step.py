@@ -1,0 +1,253 @@
+"""What a step of POA costs against what its arithmetic costs, in float32 on the CPU.
+
+For a list of subnets, the elastic student's, whole steps are timed: teacher, both students, heads and losses, both
+backward passes, clipping, AdamW and the teacher's update. FLOPs of all matrix products of a step, counted while it runs
+(`torch.utils.flop_counter`), over the rate of a product of two 4096 x 4096 matrices, measured between the steps, make
+the floor that no implementation of this arithmetic gets below.
+
+    python benchmarks/bench_step.py [--shape S4] [--repeats 3] [--json OUT]
+
+The JSON has `ratio` (median over the subnets of seconds over floor), `median_seconds`, `peak_rss_gib` (above what the
+process held after its imports), seconds by phase and what each subnet took.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import time
+from collections import defaultdict
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import torch
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS
+from mmpretrain.structures import DataSample
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
+
+from poa_mm.elastic import Subnet
+from poa_mm.engine.hooks import TeacherEMAHook
+from poa_mm.models.selfsup import poa as poa_module
+
+HEAD = dict(type='MultiPrototypeHead')
+SHAPES = {
+    'S4': dict(batch=4, crops=(224, 96), head=HEAD, widths=(192, 256, 320, 384), depths=tuple(range(6, 13))),
+    'tiny': dict(
+        batch=4,
+        crops=(64, 32),
+        head=HEAD | dict(num_prototypes=[512, 1024], hidden_channels=256, bottleneck_channels=64),
+        widths=(64, 128),
+        depths=(2, 3, 4),
+    ),
+}
+NUM_LOCAL = 8
+MASKED_SHARE = 0.28  # of two in four global crops: about 220 patches at S4
+RATE_SIZE = 4096
+
+
+class Stopwatch:
+    """Seconds by phase; the time of an inner phase does not count for the outer one."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._inner = [0.0]
+
+    @contextmanager
+    def phase(self, name: str):
+        self._inner.append(0.0)
+        start = time.perf_counter()
+        yield
+        spent = time.perf_counter() - start
+        self.seconds[name] += spent - self._inner.pop()
+        self._inner[-1] += spent
+
+    def watch(self, owner, function: str, name) -> None:
+        """Time every call; ``name`` is the phase or finds it from the arguments."""
+        original = getattr(owner, function)
+
+        def timed(*args, **kwargs):
+            with self.phase(name(*args, **kwargs) if callable(name) else name):
+                return original(*args, **kwargs)
+
+        setattr(owner, function, timed)
+
+
+class Step:
+    """A model with everything that a step needs.
+
+    Args:
+        shape: One of ``SHAPES``.
+    """
+
+    def __init__(self, shape: dict):
+        torch.manual_seed(0)
+        width, depth = max(shape['widths']), max(shape['depths'])
+        arch = dict(embed_dims=width, num_layers=depth, num_heads=width // 64, feedforward_channels=4 * width)
+        backbone = dict(
+            type='ElasticVisionTransformer',
+            arch=arch,
+            widths=shape['widths'],
+            depths=shape['depths'],
+            img_size=shape['crops'][0],
+        )
+        self.model = MODELS.build(dict(type='POA', backbone=backbone, head=shape['head']))
+        self.model.init_weights()
+        self.model.train()
+        self.optim_wrapper = build_optim_wrapper(
+            self.model,
+            dict(
+                type='POAOptimWrapper',
+                optimizer=dict(type='AdamW', lr=1e-4),
+                clip_grad=dict(max_norm=1.5),
+                constructor='POAOptimWrapperConstructor',
+            ),
+        )
+        self.runner = SimpleNamespace(
+            model=self.model,
+            optim_wrapper=self.optim_wrapper,
+            iter=0,
+            max_iters=1000,
+            message_hub=MessageHub.get_instance('bench_step'),
+        )
+        self.ema = TeacherEMAHook()
+        self.ema.before_train(self.runner)
+        sizes = [shape['crops'][0]] * 2 + [shape['crops'][1]] * NUM_LOCAL
+        self.views = [torch.randn(shape['batch'], 3, size, size) for size in sizes]
+        grid = self.model.backbone.mask_grid((shape['crops'][0],) * 2)
+        masks = torch.rand(shape['batch'], 2, *grid) < MASKED_SHARE
+        masks[::2, 0] = masks[1::2, 1] = False  # one crop in two
+        self.samples = [DataSample(mask=mask) for mask in masks]
+        self.num_masked = int(masks.sum())
+
+        self.watch = Stopwatch()
+        self.watch.watch(self.model, 'teacher_targets', 'teacher')
+        self.watch.watch(self.model, 'loss', 'heads and losses')
+        self.watch.watch(
+            self.model.backbone, 'extract_features', lambda x, subnet=None, mask=None: 'elastic' if subnet else 'intact'
+        )
+        self.watch.watch(poa_module, 'early_backward', 'backward')
+
+    def forward_backward(self, subnet: Subnet) -> None:
+        self.model.deck = SimpleNamespace(deal=lambda: subnet)
+        losses = self.model.loss(self.views, self.samples)
+        with self.watch.phase('backward'):
+            self.optim_wrapper.backward(losses['loss'])
+
+    def run(self, subnet: Subnet) -> float:
+        """One step; its seconds."""
+        start = time.perf_counter()
+        self.forward_backward(subnet)
+        with self.watch.phase('optimizer'):
+            self.optim_wrapper.step()
+            self.optim_wrapper.zero_grad()
+        with self.watch.phase('EMA'):
+            self.ema.after_train_iter(self.runner, 0)
+        return time.perf_counter() - start
+
+    def flops(self, subnet: Subnet) -> int:
+        """Of the matrix products and convolutions of a step."""
+
+        def addmm_flops(out, a, b, **_) -> int:  # the counter knows addmm, but not addmm_
+            return 2 * a[0] * a[1] * b[1]
+
+        with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: addmm_flops}) as counter:
+            self.forward_backward(subnet)
+        self.optim_wrapper.zero_grad()
+        return counter.get_total_flops()
+
+
+def product_rate() -> float:
+    """FLOP/s of a matrix product."""
+    a = torch.randn(RATE_SIZE, RATE_SIZE)
+    start = time.perf_counter()
+    a @ a
+    return 2 * RATE_SIZE**3 / (time.perf_counter() - start)
+
+
+def subnets_of(shape: dict) -> list[Subnet]:
+    """Smallest, largest and some between, the deck's median size among them."""
+    widths, depths = shape['widths'], shape['depths']
+    middle = (widths[len(widths) // 2], depths[len(depths) // 2])
+    return [Subnet(*size) for size in ((min(widths), min(depths)), (min(widths), max(depths)), middle)] + [
+        Subnet(max(widths), min(depths)),
+        Subnet(max(widths), max(depths)),
+    ]
+
+
+def measure(name: str, repeats: int) -> dict:
+    MMLogger.get_instance('benchmark', log_level='ERROR').setLevel('ERROR')
+    imported = psutil.Process().memory_info().rss
+    shape = SHAPES[name]
+    step = Step(shape)
+    subnets = subnets_of(shape)
+    flops = {subnet: step.flops(subnet) for subnet in subnets}
+    step.run(subnets[0])  # the optimizer's state
+    step.watch.seconds.clear()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    rates, seconds = [], defaultdict(list)
+    product_rate()
+    for _ in track(range(repeats), 'steps', console=Console(stderr=True)):
+        for subnet in subnets:
+            rates.append(product_rate())
+            seconds[subnet].append(step.run(subnet))
+    rate = statistics.median(rates)
+    rows = [
+        dict(
+            subnet=str(subnet),
+            gflop=round(flops[subnet] / 1e9, 1),
+            seconds=round(statistics.median(seconds[subnet]), 3),
+            ratio=round(statistics.median(seconds[subnet]) / (flops[subnet] / rate), 3),
+        )
+        for subnet in subnets
+    ]
+    steps = repeats * len(subnets)
+    return dict(
+        shape=name,
+        masked_patches=step.num_masked,
+        threads=torch.get_num_threads(),
+        gflop_per_second=round(rate / 1e9, 1),
+        ratio=statistics.median(row['ratio'] for row in rows),
+        median_seconds=statistics.median(row['seconds'] for row in rows),
+        peak_rss_gib=round((peak - imported) / 2**30, 2),
+        phases={phase: round(total / steps, 3) for phase, total in step.watch.seconds.items()},
+        subnets=rows,
+    )
+
+
+def show(result: dict) -> None:
+    console = Console()
+    table = Table('subnet', 'GFLOP', 'seconds', 'seconds / floor', title=f'{result["shape"]}: a step')
+    for row in result['subnets']:
+        table.add_row(*map(str, row.values()))
+    console.print(table)
+    table = Table('phase', 'seconds a step', '%')
+    total = sum(result['phases'].values())
+    for phase, seconds in result['phases'].items():
+        table.add_row(phase, f'{seconds:.3f}', f'{100 * seconds / total:.1f}')
+    console.print(table)
+    console.print({key: value for key, value in result.items() if not isinstance(value, (list, dict))})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--shape', choices=SHAPES, default='S4', help='default: S4')
+    parser.add_argument('--repeats', type=int, default=3, help='steps of each subnet (default: 3)')
+    parser.add_argument('--json', type=Path, metavar='OUT', help='write the result there too')
+    args = parser.parse_args()
+    result = measure(args.shape, args.repeats)
+    show(result)
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=2) + '\n')
+
+
+if __name__ == '__main__':
+    main()

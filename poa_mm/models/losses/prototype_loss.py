@@ -1,0 +1,120 @@
+"""Cross-entropy against prototypes without a matrix of logits that outlives its use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+CHUNK = 2**23  # logits at a time: 32 MiB
+
+
+class Targets(NamedTuple):
+    """What consecutive rows of a student are to predict.
+
+    Args:
+        probs: Distributions over the prototypes, ``(S, K)``; a row may be a sum of several.
+        index: Which of them each of the ``n`` student rows learns from, ``(n,)``.
+        weights: Share of each row in its term of the loss, ``(n,)``.
+        scale: Weight of the term in the total.
+        start: Row of the student that the first entry of ``index`` belongs to. Default: 0.
+    """
+
+    probs: Tensor
+    index: Tensor
+    weights: Tensor
+    scale: float
+    start: int = 0
+
+    def within(self, start: int, stop: int) -> tuple[slice, slice]:
+        """Which of these targets belong to the student's rows ``start`` to ``stop``, and their places among those."""
+        first, last = max(start, self.start), min(stop, self.start + len(self.index))
+        last = max(first, last)
+        return slice(first - self.start, last - self.start), slice(first - start, last - start)
+
+
+def prototype_loss(
+    embeddings: Tensor, prototypes: Tensor, targets: Sequence[Targets], temperature: float, chunk: int = CHUNK
+) -> tuple[Tensor, list[Tensor]]:
+    """Weighted cross-entropies between targets and ``softmax(embeddings @ prototypes.T / temperature)``.
+
+    Equal to :func:`class_loss`, :func:`patch_loss` and :func:`same_view_loss` on the logits, but
+
+    - all targets of a student row share one softmax and one gradient, and
+    - the gradient is computed along with the loss, some rows at a time. So no more than ``chunk`` logits exist at once,
+      where the plain way keeps logits, log-probabilities and their gradients of all rows until the backward pass, and
+      nothing is computed twice.
+
+    Works in float32 whatever the autocast. The gradient of the total cannot be differentiated again.
+
+    Args:
+        embeddings: Of the student, ``(N, C)``.
+        prototypes: ``(K, C)``.
+        targets: What the rows learn. Several may cover the same rows; rows without any have no part in the loss.
+        temperature: Of the student.
+        chunk: How many logits are computed at a time, at least one row. Default: 8,388,608, which are 32 MiB.
+
+    Returns:
+        The total, ``sum(scale * weights * cross-entropy)``, a scalar, and for each of ``targets`` its weighted
+        cross-entropies ``(n,)``, for the log and without gradient.
+    """
+    with torch.autocast(embeddings.device.type, enabled=False):
+        total, *rows = _PrototypeLoss.apply(embeddings.float(), prototypes.float(), targets, temperature, chunk)
+    return total, rows
+
+
+class _PrototypeLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, embeddings, prototypes, targets, temperature, chunk):
+        needed = ctx.needs_input_grad[:2]
+        grads = [torch.zeros_like(value) if need else None for need, value in zip(needed, (embeddings, prototypes))]
+        losses = [target.weights.new_zeros(len(target.index), dtype=torch.float32) for target in targets]
+        for start, stop in _chunks(len(embeddings), len(prototypes), chunk):
+            scaled = embeddings[start:stop] / temperature
+            logits = scaled @ prototypes.T  # (n, K)
+            normaliser = logits.logsumexp(dim=1)
+            parts = [(target, loss, *target.within(start, stop)) for target, loss in zip(targets, losses)]
+            grad = _rows(logits, normaliser, parts, any(needed))
+            if needed[0]:
+                torch.mm(grad, prototypes, out=grads[0][start:stop])
+            if needed[1]:
+                grads[1].addmm_(grad.T, scaled)
+        if needed[0]:
+            grads[0] /= temperature
+        ctx.grads = grads
+        ctx.mark_non_differentiable(*losses)
+        total = sum((target.scale * loss.sum() for target, loss in zip(targets, losses)), embeddings.new_zeros(()))
+        return total, *losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream, *_):
+        grads, ctx.grads = ctx.grads, None  # of the size of the prototypes: they end with this pass
+        return *(None if grad is None else grad.mul_(upstream) for grad in grads), None, None, None
+
+
+def _chunks(rows: int, columns: int, size: int) -> Iterator[tuple[int, int]]:
+    step = max(size // columns, 1)
+    return ((start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+def _rows(logits: Tensor, normaliser: Tensor, parts: Sequence[tuple], with_grad: bool) -> Tensor | None:
+    """Fill in the losses of some rows; their gradient on the logits, in the memory of the logits."""
+    probs = [target.probs[target.index[own]].float() for target, _, own, _ in parts]  # (n, K), as summed as they come
+    masses = [prob.sum(dim=1) for prob in probs]
+    for (target, loss, own, place), prob, mass in zip(parts, probs, masses):
+        likelihood = torch.linalg.vecdot(prob, logits[place])
+        loss[own] = target.weights[own] * (mass * normaliser[place] - likelihood)
+    if not with_grad:
+        return None
+    grad = logits.sub_(normaliser.unsqueeze(1)).exp_()
+    share = torch.zeros_like(normaliser)
+    for (target, _, own, place), mass in zip(parts, masses):
+        share[place] += target.scale * target.weights[own] * mass
+    grad *= share.unsqueeze(1)
+    for (target, _, own, place), prob in zip(parts, probs):
+        grad[place].addcmul_(prob, target.weights[own].unsqueeze(1), value=-target.scale)
+    return grad
