@@ -1,4 +1,11 @@
-from .hooks import POAScheduleHook, StrictPretrainedHook, SupernetCheckpointHook, TeacherEMAHook
+from .hooks import (
+    NonFiniteError,
+    NonFiniteHook,
+    POAScheduleHook,
+    StrictPretrainedHook,
+    SupernetCheckpointHook,
+    TeacherEMAHook,
+)
 from .optimizers import (
     LayerDecayOptimWrapperConstructor,
     POAAmpOptimWrapper,
@@ -8,6 +15,8 @@ from .optimizers import (
 
 __all__ = [
     'LayerDecayOptimWrapperConstructor',
+    'NonFiniteError',
+    'NonFiniteHook',
     'POAAmpOptimWrapper',
     'POAOptimWrapper',
     'POAOptimWrapperConstructor',

@@ -1,6 +1,14 @@
+from .nonfinite_hook import NonFiniteError, NonFiniteHook
 from .poa_schedule_hook import POAScheduleHook
 from .strict_pretrained_hook import StrictPretrainedHook
 from .supernet_checkpoint_hook import SupernetCheckpointHook
 from .teacher_ema_hook import TeacherEMAHook
 
-__all__ = ['POAScheduleHook', 'StrictPretrainedHook', 'SupernetCheckpointHook', 'TeacherEMAHook']
+__all__ = [
+    'NonFiniteError',
+    'NonFiniteHook',
+    'POAScheduleHook',
+    'StrictPretrainedHook',
+    'SupernetCheckpointHook',
+    'TeacherEMAHook',
+]

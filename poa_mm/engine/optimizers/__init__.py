@@ -1,5 +1,11 @@
 from .constructor import POAOptimWrapperConstructor
 from .layer_decay import LayerDecayOptimWrapperConstructor
-from .optim_wrapper import POAAmpOptimWrapper, POAOptimWrapper
+from .optim_wrapper import GuardedOptimWrapper, POAAmpOptimWrapper, POAOptimWrapper
 
-__all__ = ['LayerDecayOptimWrapperConstructor', 'POAAmpOptimWrapper', 'POAOptimWrapper', 'POAOptimWrapperConstructor']
+__all__ = [
+    'GuardedOptimWrapper',
+    'LayerDecayOptimWrapperConstructor',
+    'POAAmpOptimWrapper',
+    'POAOptimWrapper',
+    'POAOptimWrapperConstructor',
+]

@@ -1,36 +1,94 @@
-"""Optimizer wrappers that clip the gradient of each top-level module by itself."""
+"""Optimizer wrappers that clip each top-level module by itself and never step on NaN or infinity."""
 
 from __future__ import annotations
 
+import math
+
+import torch
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import Tensor
 
 
-class _ClipByModule:
-    """Clips backbone and head separately (POA, implementation details)."""
+class GuardedOptimWrapper:
+    """Mixin that clips backbone and head separately (POA, implementation details) and guards the step.
 
-    def _clip_grad(self) -> None:
-        """Clip the gradients of each ``module`` that the parameter groups name; log each norm."""
+    A step whose loss or gradients hold NaN or infinity is left out. Every rank decides the same without asking
+    the others: a loss that is not finite makes its gradients NaN, gradients are averaged over the ranks, and
+    the norms of the averages are the same everywhere.
+
+    The norms are read off the device once a step, as they are for the log.
+
+    Attributes:
+        skipped (bool): Whether the step that this iteration was due for was left out.
+        skipped_in_a_row (int): Steps left out, up to the last one. A gradient scaler that is still looking for
+            its scale leaves out steps as a matter of course; those do not count.
+    """
+
+    skipped = False
+    skipped_in_a_row = 0
+
+    def backward(self, loss: Tensor, **kwargs) -> None:
+        """Back-propagate ``loss``; all gradients of one that is not finite are NaN."""
+        self.skipped = False
+        # The factor is exactly 1 for a finite loss and NaN for any other.
+        super().backward(loss * (1 + 0 * loss.detach()), **kwargs)
+
+    def _clip_grad(self) -> bool:
+        """Clip the gradients of each ``module`` that the parameter groups name; log the norms before.
+
+        Returns:
+            Whether all gradients were finite.
+        """
         modules: dict[str, list[Tensor]] = {}
         for group in self.optimizer.param_groups:
             trained = [p for p in group['params'] if p.grad is not None]
             modules.setdefault(group.get('module', 'model'), []).extend(trained)
+        by_norm = bool(self.clip_grad_kwargs) and self.grad_name == 'grad_norm'
+        finite = True
         for name, params in modules.items():
-            if params:
-                norm = self.clip_func(params, **self.clip_grad_kwargs)
-                if norm is not None:  # clipping by value has none
-                    self.message_hub.update_scalar(f'train/{self.grad_name}_{name}', norm)
+            if not params:
+                continue
+            # Without a limit, this only measures.
+            limit = self.clip_grad_kwargs if by_norm else dict(max_norm=math.inf)
+            norm = torch.nn.utils.clip_grad_norm_(params, **limit).item()
+            finite = finite and math.isfinite(norm)
+            self.message_hub.update_scalar(f'train/grad_norm_{name}', norm)
+            if self.clip_grad_kwargs and not by_norm:
+                self.clip_func(params, **self.clip_grad_kwargs)
+        return finite
+
+    def _note(self, skipped: bool, counts: bool = True) -> None:
+        self.skipped = skipped
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped and counts else 0
 
 
 @OPTIM_WRAPPERS.register_module()
-class POAOptimWrapper(_ClipByModule, OptimWrapper):
-    """mmengine's ``OptimWrapper``, clipping by module. The arguments are the same."""
+class POAOptimWrapper(GuardedOptimWrapper, OptimWrapper):
+    """mmengine's ``OptimWrapper``, guarded and clipping by module. The arguments are the same."""
+
+    def step(self, **kwargs) -> None:
+        """Clip and step; without the step if anything is not finite."""
+        finite = self._clip_grad()
+        if finite:
+            self.optimizer.step(**kwargs)
+        self._note(skipped=not finite)
 
 
 @OPTIM_WRAPPERS.register_module()
-class POAAmpOptimWrapper(_ClipByModule, AmpOptimWrapper):
-    """mmengine's ``AmpOptimWrapper``, clipping by module. The arguments are the same.
+class POAAmpOptimWrapper(GuardedOptimWrapper, AmpOptimWrapper):
+    """mmengine's ``AmpOptimWrapper``, guarded and clipping by module. The arguments are the same.
 
     Built by :class:`POAOptimWrapperConstructor`, it gives way to :class:`POAOptimWrapper` on the CPU.
     """
+
+    def step(self, **kwargs) -> None:
+        """Clip and step; the scaler leaves out the step if anything is not finite, and then lowers its scale."""
+        scaler = self.loss_scaler
+        # Overflow says nothing about the run as long as a lower scale may mend it.
+        searching = self._scale_update_param is None and scaler.is_enabled() and scaler.get_scale() > 1
+        scaler.unscale_(self.optimizer)
+        finite = self._clip_grad()
+        scaler.step(self.optimizer, **kwargs)
+        scaler.update(self._scale_update_param)
+        self._note(skipped=not finite, counts=not searching)

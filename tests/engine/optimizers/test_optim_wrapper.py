@@ -34,3 +34,82 @@ def test_a_module_without_gradients_is_left_alone(wrapper):
 
 def test_mixed_precision_wrapper_clips_the_same_way():
     assert POAAmpOptimWrapper._clip_grad is POAOptimWrapper._clip_grad
+
+
+def parameters(wrapper):
+    return [group['params'][0] for group in wrapper.optimizer.param_groups]
+
+
+@pytest.mark.parametrize('clip_grad', [None, dict(max_norm=1.5), dict(type='value', clip_value=1.0)])
+@pytest.mark.parametrize('factor', [0.0, 1.0])
+def test_no_step_on_a_gradient_that_is_not_finite(wrapper, clip_grad, factor):
+    wrapper = POAOptimWrapper(wrapper.optimizer, clip_grad=clip_grad and dict(clip_grad))
+    backbone, head = parameters(wrapper)
+    wrapper.update_params((backbone.sqrt() * factor).sum() + head.sum())  # at 0, the slope is NaN or infinite
+    assert wrapper.skipped
+    assert wrapper.skipped_in_a_row == 1
+    assert not backbone.any()
+    assert not head.any()
+    wrapper.update_params(backbone.sum() + head.sum())
+    assert (wrapper.skipped, wrapper.skipped_in_a_row) == (False, 0)
+    assert backbone.all()
+    assert head.all()
+
+
+def test_no_step_on_a_loss_that_is_not_finite_though_its_gradient_is(wrapper):
+    backbone, head = parameters(wrapper)
+    for value in (float('nan'), float('inf'), -float('inf')):
+        wrapper.update_params((backbone + head).sum() + value)
+    assert wrapper.skipped_in_a_row == 3
+    assert not (backbone.any() or head.any())
+
+
+def test_the_guard_does_not_touch_a_finite_loss(wrapper):
+    loss = torch.tensor([1e-30, -3.3e38, 0.1], requires_grad=True)
+    for value in loss:
+        wrapper.backward(value)
+    assert loss.grad.tolist() == [1.0] * 3
+
+
+def test_accumulated_gradients_are_dropped_together(wrapper):
+    wrapper = POAOptimWrapper(wrapper.optimizer, accumulative_counts=2)
+    backbone, _ = parameters(wrapper)
+    skipped = []
+    for factor in (float('nan'), 1.0, 1.0, 1.0):
+        wrapper.update_params(backbone.sum() * factor)
+        skipped.append(wrapper.skipped)
+    assert skipped == [False, True, False, False]
+    assert backbone.tolist() == [-1.0] * 2
+
+
+@pytest.fixture
+def amp_wrapper(wrapper, monkeypatch):
+    if not hasattr(torch.amp, 'GradScaler'):
+        pytest.skip('no gradient scaler for the CPU before torch 2.3')
+    monkeypatch.setattr('mmengine.optim.optimizer.amp_optimizer_wrapper.is_cuda_available', lambda: True)
+
+    def make(**options):
+        amp_wrapper = POAAmpOptimWrapper(optimizer=wrapper.optimizer, clip_grad=dict(max_norm=1.5), **options)
+        amp_wrapper.loss_scaler = torch.amp.GradScaler('cpu', init_scale=4.0)
+        return amp_wrapper
+
+    return make
+
+
+def test_a_scaler_looking_for_its_scale_is_left_alone(amp_wrapper):
+    wrapper = amp_wrapper()
+    backbone, head = parameters(wrapper)
+    found = []
+    for factor in [float('inf')] * 4 + [1.0]:
+        wrapper.update_params(backbone.sum() * factor + head.sum())
+        found.append((wrapper.loss_scaler.get_scale(), wrapper.skipped, wrapper.skipped_in_a_row))
+    # At a scale of 1 there is no overflow of the scaler's making.
+    assert found == [(2.0, True, 0), (1.0, True, 0), (0.5, True, 1), (0.25, True, 2), (0.25, False, 0)]
+    assert backbone.all()
+
+
+def test_nothing_is_looked_for_with_a_fixed_scale(amp_wrapper):
+    wrapper = amp_wrapper(loss_scale=4.0)
+    wrapper.update_params(parameters(wrapper)[0].sum() * float('nan'))
+    assert wrapper.skipped_in_a_row == 1
+    assert wrapper.loss_scaler.get_scale() == 4.0
