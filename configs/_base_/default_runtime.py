@@ -10,6 +10,7 @@ default_hooks = dict(
     checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=2000, max_keep_ckpts=3),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     nonfinite=dict(type='NonFiniteHook', max_in_a_row=10),
+    preemption=dict(type='PreemptionHook'),
 )
 
 env_cfg = dict(

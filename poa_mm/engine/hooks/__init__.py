@@ -1,5 +1,6 @@
 from .nonfinite_hook import NonFiniteError, NonFiniteHook
 from .poa_schedule_hook import POAScheduleHook
+from .preemption_hook import PreemptionHook
 from .strict_pretrained_hook import StrictPretrainedHook
 from .supernet_checkpoint_hook import SupernetCheckpointHook
 from .teacher_ema_hook import TeacherEMAHook
@@ -8,6 +9,7 @@ __all__ = [
     'NonFiniteError',
     'NonFiniteHook',
     'POAScheduleHook',
+    'PreemptionHook',
     'StrictPretrainedHook',
     'SupernetCheckpointHook',
     'TeacherEMAHook',
