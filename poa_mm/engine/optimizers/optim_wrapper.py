@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class GuardedOptimWrapper:
@@ -81,6 +83,15 @@ class POAAmpOptimWrapper(GuardedOptimWrapper, AmpOptimWrapper):
 
     Built by :class:`POAOptimWrapperConstructor`, it gives way to :class:`POAOptimWrapper` on the CPU.
     """
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """Mixed precision for the forward pass of ``model``, with gradients that it takes on the way scaled alike."""
+        poa = getattr(model, 'module', model)  # out of DistributedDataParallel
+        # The scaler's factor without a look at its value, which would wait for the device.
+        poa.loss_scale = self.loss_scaler.scale(torch.ones((), device=next(poa.parameters()).device))
+        with super().optim_context(model):
+            yield
 
     def step(self, **kwargs) -> None:
         """Clip and step; the scaler leaves out the step if anything is not finite, and then lowers its scale."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def early_backward(loss: Tensor, params: Iterable[Tensor], loss_scale: float = 1.0) -> Tensor:
+def early_backward(loss: Tensor, params: Iterable[Tensor], loss_scale: Tensor | float = 1.0) -> Tensor:
     """Compute the gradient of ``loss`` now, so that its graph can be freed, and hand it over in the backward pass.
 
     What comes back has the value of ``loss`` and, as far as ``params`` are concerned, its gradient: it is added to

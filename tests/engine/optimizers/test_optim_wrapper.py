@@ -113,3 +113,13 @@ def test_nothing_is_looked_for_with_a_fixed_scale(amp_wrapper):
     wrapper.update_params(parameters(wrapper)[0].sum() * float('nan'))
     assert wrapper.skipped_in_a_row == 1
     assert wrapper.loss_scaler.get_scale() == 4.0
+
+
+@pytest.mark.parametrize('wrapped', [False, True])
+def test_the_model_knows_the_scale(amp_wrapper, wrapped):
+    """For gradients that are computed during the forward pass."""
+    model = nn.Linear(2, 2)
+    model.loss_scale = 1.0
+    with amp_wrapper().optim_context(nn.DataParallel(model) if wrapped else model):
+        assert model.loss_scale.item() == 4
+        assert model(torch.ones(1, 2)).dtype == torch.bfloat16
