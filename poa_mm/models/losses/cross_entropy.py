@@ -1,6 +1,7 @@
-"""Cross-entropies between targets over prototypes and student logits.
+"""Cross-entropies between targets over prototypes and student logits, in their plain form.
 
-All of them work in float32 whatever the autocast, take one head at a time and return scalars.
+What :func:`prototype_loss` computes in training, and is tested against. All of them work in float32 whatever the
+autocast, take one head at a time and return scalars.
 """
 
 from __future__ import annotations
