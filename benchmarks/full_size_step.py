@@ -31,7 +31,7 @@ LOCAL_SIZE = 96  # pixels of the recipe's local crops
 
 def random_batch(cfg: Config, model, batch_size: int) -> tuple[list[Tensor], list[DataSample]]:
     """Noise in the shapes of the recipe: two global and eight local crops, masks on a fifth of the patches."""
-    num_views = sum(next(t.num_views for t in cfg.train_pipeline if t.type == 'MultiView'))
+    num_views = sum(next(t.num_views for t in cfg.train_pipeline if 'MultiView' in t.type))
     sizes = [model.backbone.img_size] * 2 + [(LOCAL_SIZE, LOCAL_SIZE)] * (num_views - 2)
     views = [torch.randn(batch_size, 3, *size) for size in sizes]
     grid = model.backbone.mask_grid(model.backbone.img_size)

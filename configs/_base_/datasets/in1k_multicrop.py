@@ -9,26 +9,23 @@ data_preprocessor = dict(
     to_rgb=True,
 )
 
+# `Fast...` are mmpretrain's transforms of that name, three times as fast on the whole: benchmarks/README.md.
 flip_and_colour = [
-    dict(type='RandomFlip', prob=0.5),
+    dict(type='FastRandomFlip', prob=0.5),
     dict(
         type='RandomApply',
-        transforms=[dict(type='ColorJitter', brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)],
+        transforms=[dict(type='FastColorJitter', brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)],
         prob=0.8,
     ),
-    dict(type='RandomGrayscale', prob=0.2, keep_channels=True, channel_weights=(0.114, 0.587, 0.2989)),
+    dict(type='FastRandomGrayscale', prob=0.2),
 ]
-blur = dict(type='GaussianBlur', magnitude_range=(0.1, 2.0), magnitude_std='inf')
-global_crop = dict(
-    type='RandomResizedCrop', scale=224, crop_ratio_range=(0.32, 1.0), backend='pillow', interpolation='bicubic'
-)
-local_crop = dict(
-    type='RandomResizedCrop', scale=96, crop_ratio_range=(0.05, 0.32), backend='pillow', interpolation='bicubic'
-)
+blur = dict(type='FastGaussianBlur', magnitude_range=(0.1, 2.0), magnitude_std='inf')
+global_crop = dict(type='FastRandomResizedCrop', scale=224, crop_ratio_range=(0.32, 1.0), interpolation='bicubic')
+local_crop = dict(type='FastRandomResizedCrop', scale=96, crop_ratio_range=(0.05, 0.32), interpolation='bicubic')
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(
-        type='MultiView',
+        type='FastMultiView',
         num_views=[1, 1, 8],
         transforms=[
             [global_crop, *flip_and_colour, dict(**blur, prob=1.0)],
