@@ -1,4 +1,23 @@
 from .digits import Digits
-from .transforms import BlockMask, RandomBackground
+from .transforms import (
+    BlockMask,
+    FastColorJitter,
+    FastGaussianBlur,
+    FastMultiView,
+    FastRandomFlip,
+    FastRandomGrayscale,
+    FastRandomResizedCrop,
+    RandomBackground,
+)
 
-__all__ = ['BlockMask', 'Digits', 'RandomBackground']
+__all__ = [
+    'BlockMask',
+    'Digits',
+    'FastColorJitter',
+    'FastGaussianBlur',
+    'FastMultiView',
+    'FastRandomFlip',
+    'FastRandomGrayscale',
+    'FastRandomResizedCrop',
+    'RandomBackground',
+]
