@@ -8,9 +8,8 @@ from poa_mm.datasets.scenes import NUM_ITEM_CLASSES, semantic_classes
 scenes = '{{$POA_SCENES:data/fashion_scenes}}'
 data_root = scenes + '/coco/'
 classes = semantic_classes('fashion_mnist')[:NUM_ITEM_CLASSES]
-labelled = 250  # scenes: with all 4,000, random weights learn as much in these iterations
 batch_size = 2
-max_iters = 2000
+max_iters = 3000
 warmup_iters = 100
 
 # --- model -----------------------------------------------------------------------------------
@@ -64,7 +63,7 @@ train_dataloader = dict(
     batch_size=batch_size,
     num_workers=1,
     sampler=dict(type='InfiniteSampler'),
-    dataset=dict(**dataset, indices=labelled, filter_cfg=dict(min_size=0), pipeline=train_pipeline),
+    dataset=dict(**dataset, filter_cfg=dict(min_size=0), pipeline=train_pipeline),
 )
 val_dataloader = dict(num_workers=1, dataset=dict(**dataset, pipeline=test_pipeline))
 test_dataloader = val_dataloader
@@ -77,7 +76,7 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=warmup_iters),
     dict(type='CosineAnnealingLR', eta_min_ratio=0.01, by_epoch=False, begin=warmup_iters, end=max_iters),
 ]
-train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters // 2)
+train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters // 3)
 
 default_hooks = dict(
     logger=dict(log_metric_by_epoch=False),
