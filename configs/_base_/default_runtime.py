@@ -1,6 +1,8 @@
-# What all pre-training runs share: logging, checkpoints, environment.
+# What all pre-training runs share: loop, logging, checkpoints, environment.
 custom_imports = dict(imports=['poa_mm'], allow_failed_imports=False)
 default_scope = 'mmpretrain'
+
+train_cfg = dict(type='ResumableTrainLoop')
 
 default_hooks = dict(
     runtime_info=dict(type='RuntimeInfoHook'),
@@ -11,6 +13,7 @@ default_hooks = dict(
     sampler_seed=dict(type='DistSamplerSeedHook'),
     nonfinite=dict(type='NonFiniteHook', max_in_a_row=10),
     preemption=dict(type='PreemptionHook'),
+    health=dict(type='RunHealthHook', interval=50),
 )
 
 env_cfg = dict(

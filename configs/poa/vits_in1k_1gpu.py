@@ -79,4 +79,4 @@ custom_hooks = [
     ),
     dict(type='SupernetCheckpointHook'),
 ]
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters)
+train_cfg = dict(max_iters=max_iters)

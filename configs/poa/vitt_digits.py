@@ -69,7 +69,7 @@ train_dataloader = dict(
     num_workers=1,
     persistent_workers=True,
     drop_last=True,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
+    sampler=dict(type='ResumableSampler', shuffle=True),
     collate_fn=dict(type='default_collate'),
     dataset=dict(type='Digits', split='train', pipeline=train_pipeline),
 )
@@ -109,7 +109,7 @@ custom_hooks = [
     ),
     dict(type='SupernetCheckpointHook'),
 ]
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters)
+train_cfg = dict(max_iters=max_iters)
 
 # --- evaluation ------------------------------------------------------------------------------
 knn_loader = dict(batch_size=256, num_workers=0)

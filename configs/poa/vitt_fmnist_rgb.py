@@ -68,7 +68,7 @@ custom_hooks = [
     ),
     dict(type='SupernetCheckpointHook'),
 ]
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters)
+train_cfg = dict(max_iters=max_iters)
 
 # --- evaluation ------------------------------------------------------------------------------
 knn_pipeline = [dict(type='Resize', scale=32, interpolation='bicubic'), dict(type='PackInputs')]

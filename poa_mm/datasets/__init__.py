@@ -1,4 +1,5 @@
 from .digits import Digits
+from .resumable import ResumableSampler, SeededDataset
 from .transforms import (
     BlockMask,
     FastColorJitter,
@@ -20,4 +21,6 @@ __all__ = [
     'FastRandomGrayscale',
     'FastRandomResizedCrop',
     'RandomBackground',
+    'ResumableSampler',
+    'SeededDataset',
 ]

@@ -3,10 +3,12 @@ from .hooks import (
     NonFiniteHook,
     POAScheduleHook,
     PreemptionHook,
+    RunHealthHook,
     StrictPretrainedHook,
     SupernetCheckpointHook,
     TeacherEMAHook,
 )
+from .loops import ResumableTrainLoop
 from .optimizers import (
     LayerDecayOptimWrapperConstructor,
     POAAmpOptimWrapper,
@@ -23,6 +25,8 @@ __all__ = [
     'POAOptimWrapperConstructor',
     'POAScheduleHook',
     'PreemptionHook',
+    'ResumableTrainLoop',
+    'RunHealthHook',
     'StrictPretrainedHook',
     'SupernetCheckpointHook',
     'TeacherEMAHook',

@@ -1,6 +1,7 @@
 from .nonfinite_hook import NonFiniteError, NonFiniteHook
 from .poa_schedule_hook import POAScheduleHook
 from .preemption_hook import PreemptionHook
+from .run_health_hook import RunHealthHook
 from .strict_pretrained_hook import StrictPretrainedHook
 from .supernet_checkpoint_hook import SupernetCheckpointHook
 from .teacher_ema_hook import TeacherEMAHook
@@ -10,6 +11,7 @@ __all__ = [
     'NonFiniteHook',
     'POAScheduleHook',
     'PreemptionHook',
+    'RunHealthHook',
     'StrictPretrainedHook',
     'SupernetCheckpointHook',
     'TeacherEMAHook',

@@ -7,16 +7,20 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from poa_mm.elastic import SubnetDeck
+
 from ..checkpoint import SUPERNET_KEY, describe_supernet
+from ..loops import ResumableTrainLoop
 from .model import model_of
 
 
 @HOOKS.register_module()
 class SupernetCheckpointHook(Hook):
-    """Writes into each checkpoint, as plain data, the network's description and the state of the deck.
+    """Writes into each checkpoint, as plain data, what the network is and where the run is.
 
-    With the description, extraction and evaluation need no config and execute nothing. The deck is
-    seeded with the run's seed and goes on where it was after a resume, on every rank.
+    With the network's description, extraction and evaluation need no config and execute nothing. The deck of
+    subnets is seeded with the run's seed. After a resume, it goes on where it was, on every rank, and so does the
+    data of a :class:`~poa_mm.engine.ResumableTrainLoop`.
     """
 
     _loaded: dict | None = None
@@ -30,23 +34,39 @@ class SupernetCheckpointHook(Hook):
             deck.seed = seed[0]
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Keep the deck's state until it is known whether this is a resume."""
-        self._loaded = checkpoint.get(SUPERNET_KEY, {}).get('deck')
+        """Keep the entry ``poa`` until it is known whether this is a resume."""
+        self._loaded = checkpoint.get(SUPERNET_KEY, {})
 
     def before_train(self, runner: Runner) -> None:
-        """Restore the deck of a resumed run; one that only starts from weights (``load_from``) has its own."""
-        deck = self._deck(runner)
-        if deck is not None and self._loaded is not None and runner.iter > 0:
-            deck.load_state_dict(self._loaded)
+        """Restore deck and data of a resumed run; one that only starts from weights (``load_from``) has its own.
+
+        Raises:
+            CheckpointError: If the number of ranks or the batch size is another than in the checkpoint.
+        """
+        if not self._loaded or runner.iter == 0:
+            return
+        for name, part in self._parts(runner).items():
+            if name in self._loaded:
+                part.load_state_dict(self._loaded[name])
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Add the entry ``poa``. Runs on rank 0 only, where the deck's state is that of all ranks."""
-        deck = self._deck(runner)
+        """Add the entry ``poa``. Runs on rank 0 only, where all state is that of all ranks."""
         # The two places where mmengine's Runner looks for a data preprocessor.
         model = {'data_preprocessor': runner.cfg.get('data_preprocessor') or {}, **runner.cfg.model}
         entry = describe_supernet(model)
-        checkpoint[SUPERNET_KEY] = entry | ({'deck': deck.state_dict()} if deck is not None else {})
+        parts = self._parts(runner)
+        if 'deck' in parts:
+            entry['deck'] = parts['deck'].state_dict()
+        if 'data' in parts:
+            entry['data'] = parts['data'].state_dict(checkpoint['meta']['iter'])
+        checkpoint[SUPERNET_KEY] = entry
+
+    def _parts(self, runner: Runner) -> dict[str, SubnetDeck | ResumableTrainLoop]:
+        """What goes on after a resume, by its name in the checkpoint."""
+        deck, loop = self._deck(runner), runner.train_loop
+        parts = {} if deck is None else {'deck': deck}
+        return parts | ({'data': loop} if isinstance(loop, ResumableTrainLoop) else {})
 
     @staticmethod
-    def _deck(runner: Runner):
+    def _deck(runner: Runner) -> SubnetDeck | None:
         return model_of(runner).deck

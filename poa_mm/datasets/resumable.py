@@ -1,0 +1,118 @@
+"""Data whose order and randomness follow from the position in the run alone."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator, Mapping, Sized
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from mmengine.dist import get_dist_info, sync_random_seed
+from mmengine.registry import DATA_SAMPLERS, DATASETS
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+# What randomness is for: the second number of a key of `seed_everything`, after the seed of the run.
+ORDER, SAMPLE, ITERATION = range(3)
+
+
+def seed_everything(*key: int) -> None:
+    """Seed the global generators of Python, numpy and torch, each with its own digest of ``key``.
+
+    Args:
+        *key: Non-negative numbers: seed of the run, what for, and which one. Other keys give other, unrelated seeds.
+    """
+    words = np.random.SeedSequence(key).generate_state(12)
+    random.seed(words[:4].tobytes())
+    np.random.seed(words[4:8])
+    torch.manual_seed(int(words[8:10].view(np.uint64)[0]))
+
+
+class Draw(NamedTuple):
+    """One sample to read.
+
+    Args:
+        index: Of the sample in the dataset.
+        key: Of the randomness that it is read with, for :func:`seed_everything`.
+    """
+
+    index: int
+    key: tuple[int, ...]
+
+
+@DATA_SAMPLERS.register_module()
+class ResumableSampler(Sampler):
+    """Endless stream of samples that can start anywhere, at no cost.
+
+    The stream runs over the dataset again and again, in a new order each time; it has no end and knows no batches.
+    All ranks share it: rank ``r`` of ``n`` reads positions ``r, r + n, r + 2n, ...``. What lies at a position, and
+    the randomness it is read with, follow from the seed and the position, whatever the number of ranks.
+
+    For :class:`~poa_mm.engine.ResumableTrainLoop`, which sets seed and start, and whose dataset takes a
+    :class:`Draw` for an index.
+
+    Args:
+        dataset: What to read.
+        shuffle: Whether the order is random. Default: True.
+        seed: Must be the same on every rank. Default: one that rank 0 draws.
+
+    Attributes:
+        start (int): Position, counted over all ranks, that the next iterator begins at.
+
+    Raises:
+        ValueError: If the dataset is empty.
+    """
+
+    def __init__(self, dataset: Sized, shuffle: bool = True, seed: int | None = None):
+        if len(dataset) == 0:
+            raise ValueError('the dataset is empty')
+        self.rank, self.world_size = get_dist_info()
+        self.size = len(dataset)
+        self.shuffle = shuffle
+        self.seed = sync_random_seed() if seed is None else seed
+        self.start = 0
+
+    def __iter__(self) -> Iterator[Draw]:
+        current, order = None, None
+        for position in itertools.count(self.start + self.rank, self.world_size):
+            repetition, offset = divmod(position, self.size)
+            if repetition != current:
+                current, order = repetition, self._order(repetition)
+            yield Draw(int(order[offset]), (self.seed, SAMPLE, position))
+
+    def _order(self, repetition: int) -> Tensor:
+        if not self.shuffle:
+            return torch.arange(self.size)
+        seed = np.random.SeedSequence((self.seed, ORDER, repetition)).generate_state(1, np.uint64)[0]
+        return torch.randperm(self.size, generator=torch.Generator().manual_seed(int(seed)))
+
+    def __len__(self) -> int:
+        """Samples of the dataset; the stream itself has no end."""
+        return self.size
+
+
+@DATASETS.register_module()
+class SeededDataset(Dataset):
+    """Reads each sample of another dataset with the randomness that its :class:`Draw` names.
+
+    Args:
+        dataset: The other dataset, or its config.
+    """
+
+    def __init__(self, dataset: Dataset | Mapping[str, Any]):
+        self.dataset = DATASETS.build(dataset) if isinstance(dataset, Mapping) else dataset
+        self.metainfo = getattr(self.dataset, 'metainfo', None)
+
+    def full_init(self) -> None:
+        """Load the annotations, as mmengine's datasets may do later than they are built."""
+        if hasattr(self.dataset, 'full_init'):
+            self.dataset.full_init()
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, draw: Draw) -> Any:
+        seed_everything(*draw.key)
+        return self.dataset[draw.index]

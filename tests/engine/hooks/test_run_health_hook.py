@@ -1,0 +1,105 @@
+import math
+import re
+from types import SimpleNamespace
+
+import pytest
+from mmengine.hooks import Hook
+from mmengine.logging import MessageHub
+
+from poa_mm.engine import RunHealthHook
+
+
+@pytest.fixture
+def runner(request):
+    """As much of a runner as the hook looks at; batches of 8."""
+    warnings = []
+    return SimpleNamespace(
+        iter=0,
+        message_hub=MessageHub.get_instance(request.node.name),
+        train_dataloader=SimpleNamespace(batch_size=8),
+        logger=SimpleNamespace(warning=warnings.append),
+        warnings=warnings,
+    )
+
+
+def train(hook, runner, iterations, **scalars):
+    for _ in range(iterations):
+        for name, value in scalars.items():
+            runner.message_hub.update_scalar(f'train/{name}', value)
+        hook.after_train_iter(runner, runner.iter)
+        runner.iter += 1
+
+
+def started(runner, **options):
+    hook = RunHealthHook(interval=2, entropy_begin=2, **options)
+    hook.before_train(runner)
+    return hook
+
+
+def current(runner, name):
+    return runner.message_hub.get_scalar(f'train/{name}').current()
+
+
+def test_speed_without_the_first_iteration(runner):
+    hook = started(runner)
+    train(hook, runner, 1, time=100.0, data_time=99.0)
+    train(hook, runner, 1, time=0.5, data_time=0.1)
+    assert current(runner, 'images_per_s') == pytest.approx(16)
+    assert current(runner, 'data_wait') == pytest.approx(0.2)
+    train(hook, runner, 2, time=0.25, data_time=0.0)
+    assert current(runner, 'images_per_s') == pytest.approx(32)
+    assert current(runner, 'data_wait') == 0
+    assert not runner.warnings
+
+
+def test_waiting_for_data_is_said_once_until_it_is_over(runner):
+    hook = started(runner)
+    slow, fast = dict(time=1.0, data_time=0.6), dict(time=1.0, data_time=0.1)
+    train(hook, runner, 6, **slow)
+    assert len(runner.warnings) == 1
+    assert 'Data loading is the bottleneck: 60%' in runner.warnings[0]
+    train(hook, runner, 2, **fast)
+    train(hook, runner, 2, **slow)
+    assert len(runner.warnings) == 2
+
+
+@pytest.mark.parametrize(
+    ('share', 'message'),
+    [(0.001, 'single prototypes.*near 0'), (0.5, None), (0.999, 'uniform targets.*the highest')],
+)
+def test_collapse_of_the_teacher(runner, share, message):
+    hook = started(runner)
+    train(hook, runner, 6, teacher_entropy_64=math.log(64) / 2, teacher_entropy_128=share * math.log(128))
+    assert len(runner.warnings) == (message is not None)
+    if message:
+        assert 'on 128 prototypes' in runner.warnings[0]
+        assert re.search(message, runner.warnings[0])
+
+
+def test_an_untrained_teacher_is_left_alone(runner):
+    hook = RunHealthHook(interval=1, entropy_begin=3)
+    hook.before_train(runner)
+    train(hook, runner, 3, teacher_entropy_64=0.0)
+    assert not runner.warnings
+    train(hook, runner, 1, teacher_entropy_64=0.0)
+    assert len(runner.warnings) == 1
+
+
+class Logged(Hook):
+    priority = 'LOW'
+
+    def after_train(self, runner):
+        self.names = set(runner.message_hub.log_scalars)
+
+
+def test_in_a_run(run_config, build_runner):
+    run_config.custom_hooks.append(dict(type='RunHealthHook', interval=2))
+    logged = Logged()
+    build_runner(run_config, [logged]).train()
+    assert {'train/images_per_s', 'train/data_wait'} <= logged.names
+
+
+@pytest.mark.parametrize('options', [dict(interval=0), dict(max_data_wait=1.0), dict(entropy_margin=0.5)])
+def test_bad_values_are_refused(options):
+    with pytest.raises(ValueError, match=str(next(iter(options)))):
+        RunHealthHook(**options)
