@@ -30,6 +30,10 @@ class TeacherTargets(NamedTuple):
     cls: list[Tensor]
     patch: list[Tensor]
 
+    def entropies(self) -> dict[str, Tensor]:
+        """Mean entropy of the class targets in nats by the number of prototypes: ``teacher_entropy_{K}``."""
+        return {f'teacher_entropy_{cls.shape[1]}': torch.special.entr(cls).sum(dim=1).mean() for cls in self.cls}
+
 
 class StudentOutput(NamedTuple):
     """What one student makes of a batch.
@@ -185,7 +189,8 @@ class POA(BaseSelfSupervisor):
 
         Returns:
             ``loss``, to be minimised, and its terms for the log: ``L_IS``, ``L_ES1``, ``L_ES2``, each with
-            its parts (``L_IS_global``, ``L_IS_local``, ``L_IS_patch`` ..), means over the heads, and ``koleo``.
+            its parts (``L_IS_global``, ``L_IS_local``, ``L_IS_patch`` ..), means over the heads, ``koleo``, and of
+            each head ``teacher_entropy_{K}``, the mean entropy of its class targets in nats, from 0 to log K.
 
         Raises:
             TypeError, ValueError: If the batch breaks the contract.
@@ -198,7 +203,7 @@ class POA(BaseSelfSupervisor):
         targets = self.teacher_targets(batch)
         subnet = self.deck.deal() if self.runs_elastic else None
         total, terms = self.loss_terms(batch, targets, subnet)
-        return {'loss': total, **self.log(terms)}
+        return {'loss': total, **self.log(terms), **targets.entropies()}
 
     @torch.no_grad()
     def teacher_targets(self, batch: MultiCropBatch) -> TeacherTargets:

@@ -1,3 +1,4 @@
+import math
 from itertools import product
 from types import SimpleNamespace
 
@@ -140,6 +141,7 @@ def test_golden_gradients(golden_step, imported):
 
 IS, ES1, ES2 = ({f'L_{name}', f'L_{name}_global', f'L_{name}_local'} for name in ('IS', 'ES1', 'ES2'))
 PATCH = {'L_IS_patch', 'L_ES1_patch'}
+ENTROPIES = {'teacher_entropy_64', 'teacher_entropy_128'}
 INTACT, ELASTIC, TARGET = ('intact', True), ('elastic', True), ('intact', False)
 ABLATIONS = {
     'everything': ({}, [INTACT, ELASTIC], IS | ES1 | ES2 | PATCH | {'koleo'}),
@@ -175,7 +177,7 @@ def test_only_what_is_needed_runs(ablation):
     model.backbone.extract_features = spy
     losses = model.loss(**make_data())
     assert ran == [student for student in ablation.students for _ in ('global views', 'local views')]
-    assert set(losses) == ablation.terms | {'loss'}
+    assert set(losses) == ablation.terms | ENTROPIES | {'loss'}
     assert (model.deck is not None) == model.runs_elastic == (ELASTIC in ablation.students)
 
 
@@ -368,6 +370,18 @@ def test_targets(make_poa):
     for target in targets.cls + targets.patch:
         assert not target.requires_grad
         assert_close(target.sum(dim=1), torch.ones(len(target)))
+
+
+def test_entropy_of_the_targets(make_poa):
+    """Of the targets that the students learn from; log K where they are uniform."""
+    model = make_poa()
+    batch = MultiCropBatch.collate(**make_data(), mask_grid=(4, 4), masked=True)
+    for target, entropy in zip(model.teacher_targets(batch).cls, model.teacher_targets(batch).entropies().values()):
+        assert_close(entropy, torch.distributions.Categorical(target).entropy().mean())
+    sharp, soft = (make_poa(teacher_temp=temp).loss(**make_data()) for temp in (1e-3, 1e3))
+    for number in (64, 128):
+        assert 0 <= sharp[f'teacher_entropy_{number}'] < soft[f'teacher_entropy_{number}'] - 0.5
+        assert_close(soft[f'teacher_entropy_{number}'].item(), math.log(number), rtol=1e-3, atol=0)
 
 
 def test_class_and_patch_targets_are_centred_apart(make_poa):
