@@ -43,7 +43,7 @@ class FastMultiView(MultiView):
 
 
 def resize(image: np.ndarray, size: tuple[int, int], interpolation: str) -> np.ndarray:
-    """Resize with antialiasing: Pillow's filters, two levels off at most, several times as fast.
+    """Resize with antialiasing: Pillow's filters but for rounding, several times as fast.
 
     Args:
         image: uint8 ``(H, W, C)``.
