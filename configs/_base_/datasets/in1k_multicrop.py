@@ -9,7 +9,7 @@ data_preprocessor = dict(
     to_rgb=True,
 )
 
-# `Fast...` are mmpretrain's transforms of that name, three times as fast on the whole: benchmarks/README.md.
+# `Fast...` are mmpretrain's transforms of that name, more than four times as fast on the whole: benchmarks/README.md.
 flip_and_colour = [
     dict(type='FastRandomFlip', prob=0.5),
     dict(
