@@ -6,13 +6,13 @@ export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 # The path of the stack's environment, which is built when it is missing.
 ENV_PYTHON = $$(tools/make_env.sh $(STACK))/bin/python
 
-.PHONY: help env demo test test-slow lint format
+.PHONY: help env demo test test-slow test-faults lint format
 
 help:
 	@echo 'make env     build the Python environment and install poa_mm into it (STACK=onedl|openmmlab)'
 	@echo 'make demo    pre-train on handwritten digits, extract, score every subnet: 10 minutes on 2 cores'
 	@echo '             (CONFIG=configs/poa/swint_digits.py or resnet_digits.py: another family)'
-	@echo 'make test    run the tests'
+	@echo 'make test    run the tests (test-slow: those that take minutes; test-faults: kills, signals, NaN)'
 	@echo 'make lint    check style'
 
 env:
@@ -29,6 +29,9 @@ test:
 
 test-slow:
 	@python=$(ENV_PYTHON) && $$python -m pytest -q -m slow
+
+test-faults:
+	@python=$(ENV_PYTHON) && $$python -m pytest -q -m 'slow or not slow' tests/engine/test_faults.py tests/engine/test_loops.py
 
 lint:
 	@python=$(ENV_PYTHON) && $$python -m ruff check . && $$python -m ruff format --check .
