@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from poa_mm.datasets import ResumableSampler, SeededDataset
+from poa_mm.datasets import Digits, ResumableSampler, SeededDataset
 from poa_mm.datasets.resumable import Draw, seed_everything
 
 
@@ -101,4 +101,4 @@ def test_the_wrapped_dataset_is_seen_through():
     assert dataset.dataset.loaded
     assert len(dataset) == 3
     assert dataset.metainfo == Noise.metainfo
-    assert len(SeededDataset(dict(type='mmpretrain.Digits', split='test'))) == 364
+    assert len(SeededDataset(dict(type=Digits, split='test'))) == 364
