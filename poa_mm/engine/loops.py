@@ -99,13 +99,17 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         self.dataloader.sampler.start = self.samples_before(self._iter)
         # Some versions of the parent class have begun to read in the constructor, where the start was not yet known.
         self.dataloader_iterator = iter(self.dataloader)
-        while self._iter < self._max_iters and not self.stop_training:
-            self.runner.model.train()
-            self.run_iter(next(self.dataloader_iterator))
-            self._decide_current_val_interval()
-            due = self._iter % self.val_interval == 0 or self._iter == self._max_iters
-            if self.runner.val_loop is not None and self._iter >= self.val_begin and due:
-                self.runner.val_loop.run()
+        try:
+            while self._iter < self._max_iters and not self.stop_training:
+                self.runner.model.train()
+                self.run_iter(next(self.dataloader_iterator))
+                self._decide_current_val_interval()
+                due = self._iter % self.val_interval == 0 or self._iter == self._max_iters
+                if self.runner.val_loop is not None and self._iter >= self.val_begin and due:
+                    self.runner.val_loop.run()
+        finally:
+            # Ends the workers now. At the exit of Python they would get a SIGTERM, which they survive for a while.
+            self.dataloader_iterator = None
         self.runner.call_hook('after_train_epoch')
         self.runner.call_hook('after_train')
         return self.runner.model
@@ -127,6 +131,7 @@ def _build_loader(runner: Runner, config: Mapping[str, Any]) -> DataLoader:
             **config,
             'dataset': dict(type=SeededDataset, dataset=config['dataset']),
             'sampler': {'seed': seed[0], **config['sampler']},
+            'persistent_workers': False,  # there is but one pass over the stream, and it never ends
         },
         seed=runner.seed,
     )
