@@ -49,11 +49,6 @@ class StudentOutput(NamedTuple):
     embeddings: list[Tensor]
     prototypes: list[Tensor]
 
-    def detach(self) -> StudentOutput:
-        """The same without gradient."""
-        embeddings, prototypes = ([value.detach() for value in values] for values in self[1:])
-        return StudentOutput(self.features.detach(), embeddings, prototypes)
-
 
 @MODELS.register_module()
 class POA(BaseSelfSupervisor):
@@ -237,33 +232,40 @@ class POA(BaseSelfSupervisor):
             The weighted sum, a scalar, and the unweighted terms: ``(heads,)`` for those on prototypes, a scalar for
             KoLeo.
         """
-        heads = range(len(self.head.num_prototypes))
-        total, terms = 0.0, {}
+        total, terms, seen = self._intact_terms(batch, targets)
+        if not self.runs_elastic:
+            return total, terms
+        elastic = self.student_output(batch, subnet)
+        objectives = (
+            (self._cross_view('L_ES1', self.weight_es1, batch, targets, head) if self.weight_es1 > 0 else {})
+            # Both students have the same prototypes.
+            | (self._same_view(batch, seen[head], prototypes.detach()) if self.weight_es2 > 0 else {})
+            for head, prototypes in enumerate(elastic.prototypes)
+        )
+        loss, more = self._student_loss(elastic, objectives)
+        if 'koleo' in terms:
+            more['koleo'] = more['koleo'] + terms['koleo']
+        return total + loss, terms | more
+
+    def _intact_terms(
+        self, batch: MultiCropBatch, targets: TeacherTargets
+    ) -> tuple[Tensor | float, dict[str, Tensor], list[Tensor]]:
+        """Loss and terms of the intact student, and its embeddings without gradient, as far as they are needed."""
         if self.weight_is > 0:
             intact = self.student_output(batch, None)
+            heads = range(len(intact.embeddings))
             objectives = (self._cross_view('L_IS', self.weight_is, batch, targets, head) for head in heads)
             total, terms = self._student_loss(intact, objectives)
             if self.runs_elastic:
                 total = early_backward(total, self._trained(), self.loss_scale)
-                intact = intact.detach()
-        elif self.weight_es2 > 0:
+            return total, terms, [embeddings.detach() for embeddings in intact.embeddings]
+        if self.weight_es2 > 0:
             with torch.no_grad():
                 intact = self.student_output(batch, None)
             # Autocast has kept casts of the weights that carry no gradient; the elastic student needs its own.
             torch.clear_autocast_cache()
-        if self.runs_elastic:
-            elastic = self.student_output(batch, subnet)
-            objectives = (
-                (self._cross_view('L_ES1', self.weight_es1, batch, targets, head) if self.weight_es1 > 0 else {})
-                | (self._same_view(batch, intact, head) if self.weight_es2 > 0 else {})
-                for head in heads
-            )
-            loss, more = self._student_loss(elastic, objectives)
-            total = total + loss
-            if 'koleo' in terms:
-                more['koleo'] = more['koleo'] + terms['koleo']
-            terms |= more
-        return total, terms
+            return 0.0, {}, intact.embeddings
+        return 0.0, {}, []
 
     def _trained(self) -> Iterable[nn.Parameter]:
         return (param for module in self.student.values() for param in module.parameters())
@@ -316,18 +318,18 @@ class POA(BaseSelfSupervisor):
             objectives[f'{name}_patch'] = Targets(patch, index, share, scale * self.patch_weight, start)
         return objectives
 
-    def _same_view(self, batch: MultiCropBatch, intact: StudentOutput, head: int) -> dict[str, Targets]:
-        """The intact student's output for the same views, neither centred nor differentiated (POA, Eq. 4).
+    def _same_view(self, batch: MultiCropBatch, embeddings: Tensor, prototypes: Tensor) -> dict[str, Targets]:
+        """What the intact student makes of the same views on one head, not centred (POA, Eq. 4).
 
         A mean over the global and one over the local class tokens.
         """
         num_global, num_local = batch.num_rows
         with torch.autocast(batch.masks.device.type, enabled=False):
-            cls = intact.embeddings[head][: num_global + num_local].float()
-            probs = torch.softmax(cls @ intact.prototypes[head].float().T / self.student_temp, dim=1)
+            cls = embeddings[: num_global + num_local].float()
+            probs = torch.softmax(cls @ prototypes.float().T / self.student_temp, dim=1)
         index = torch.arange(len(probs), device=probs.device)
         share = torch.cat([probs.new_full((rows,), 1 / max(rows, 1)) for rows in (num_global, num_local)])
-        scale = self.weight_es2 / len(intact.embeddings)
+        scale = self.weight_es2 / len(self.head.num_prototypes)
         return {
             'L_ES2_global': Targets(probs, index[:num_global], share[:num_global], scale),
             'L_ES2_local': Targets(probs, index[num_global:], share[num_global:], scale, start=num_global),
