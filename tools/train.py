@@ -9,10 +9,12 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from poa_mm.engine.checkpoint import read_checkpoint
 from poa_mm.engine.hooks import StrictPretrainedHook
 from poa_mm.engine.hooks.model import model_of
 from poa_mm.engine.launch import LAUNCHERS, prepare, read_config
 from poa_mm.engine.pretrained import load_pretrained
+from poa_mm.engine.resume import check_resumable, set_start
 
 AMP_WRAPPERS = {'OptimWrapper': 'AmpOptimWrapper', 'POAOptimWrapper': 'POAAmpOptimWrapper'}
 
@@ -46,9 +48,6 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> None:
         ValueError: If the config's optimizer wrapper has no mixed-precision counterpart, or there is no batch
             size to scale the learning rate by.
     """
-    if args.resume:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
     if args.amp:
         wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
         wrapper = wrapper if isinstance(wrapper, str) else wrapper.__name__  # a class, in a config in pure Python
@@ -66,11 +65,14 @@ def build(args: argparse.Namespace) -> Runner:
     cfg = read_config(args.config, args.cfg_options, args.work_dir)
     merge_args(cfg, args)
     prepare(cfg, args.launcher)
+    resumed = set_start(cfg, args.resume)
     if 'runner_type' in cfg:  # may build its model later
         return RUNNERS.build(cfg)
     runner = Runner.from_cfg(cfg)
     new = [name for hook in runner.hooks if isinstance(hook, StrictPretrainedHook) for name in hook.new]
     load_pretrained(model_of(runner), new)
+    if resumed:
+        check_resumable(read_checkpoint(resumed, weights=False), model_of(runner), resumed)
     return runner
 
 

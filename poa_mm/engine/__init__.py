@@ -1,6 +1,7 @@
 from .hooks import (
     NonFiniteError,
     NonFiniteHook,
+    POACheckpointHook,
     POAScheduleHook,
     PreemptionHook,
     RunHealthHook,
@@ -21,6 +22,7 @@ __all__ = [
     'NonFiniteError',
     'NonFiniteHook',
     'POAAmpOptimWrapper',
+    'POACheckpointHook',
     'POAOptimWrapper',
     'POAOptimWrapperConstructor',
     'POAScheduleHook',

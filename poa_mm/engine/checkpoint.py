@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
@@ -36,6 +38,69 @@ class _Inert:
         pass
 
 
+def is_inert(value: Any) -> bool:
+    """Whether ``value`` is a stand-in for an object that was not read."""
+    return isinstance(value, _Inert)
+
+
+class _DType(_Inert):
+    """A ``numpy.dtype``: the name of it if it is one of plain numbers in this machine's byte order."""
+
+    code: str | None = None
+
+    def __init__(self, code: Any = None, *args: Any):
+        self.code = code if code in ('b1', *(f'{kind}{size}' for kind in 'fiu' for size in (1, 2, 4, 8))) else None
+
+    def __setstate__(self, state: Any) -> None:
+        if state[1] not in ('<', '|'):
+            self.code = None
+
+    def read(self, data: Any) -> np.ndarray | None:
+        """The numbers in some bytes."""
+        return np.frombuffer(data, self.code) if self.code and isinstance(data, bytes) else None
+
+
+class _Array(_Inert):
+    """A ``numpy.ndarray``: its numbers, in the order of the memory."""
+
+    numbers: np.ndarray | None = None
+
+    def __setstate__(self, state: Any) -> None:
+        _, _, dtype, _, data = state
+        self.numbers = dtype.read(data) if isinstance(dtype, _DType) else None
+
+
+def _number(dtype: Any, data: Any = None) -> Any:
+    """A number of numpy, as one of Python."""
+    numbers = dtype.read(data) if isinstance(dtype, _DType) else None
+    return _Inert() if numbers is None or numbers.size != 1 else numbers.item()
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """The bytes of a numpy array, in pickles as old as torch's."""
+    if encoding != 'latin1':
+        raise pickle.UnpicklingError(f'it holds text encoded as {encoding!r}')
+    return text.encode(encoding)
+
+
+class History(_Inert):
+    """A ``HistoryBuffer`` of mmengine, which logs are made of: the numbers in it and nothing else."""
+
+    def __setstate__(self, state: Any) -> None:
+        self.values, self.counts = (
+            array.numbers if isinstance(array := state.get(name), _Array) else None
+            for name in ('_log_history', '_count_history')
+        )
+        self.max_length = state.get('max_length')
+
+    def is_complete(self) -> bool:
+        """Whether both rows of numbers could be read."""
+        values, counts = getattr(self, 'values', None), getattr(self, 'counts', None)
+        if values is None or counts is None or type(self.max_length) is not int:
+            return False
+        return len(values) == len(counts) <= self.max_length
+
+
 _REBUILD = ('_rebuild_tensor', '_rebuild_tensor_v2', '_rebuild_parameter')
 _PLAIN = {
     'collections.OrderedDict': OrderedDict,
@@ -45,17 +110,18 @@ _PLAIN = {
     '__builtin__.set': set,
     'mmengine.config.config.ConfigDict': dict,
 }
-# What checkpoints of mmengine and of the authors' code hold beside weights and plain data.
+# Numbers of numpy and logs of mmengine. numpy's own classes can be made to read memory that is not theirs.
+_NUMBERS = {
+    'mmengine.logging.history_buffer.HistoryBuffer': History,
+    'numpy.dtype': _DType,
+    '_codecs.encode': _encode,
+    **{f'numpy.{core}.multiarray._reconstruct': _Array for core in ('core', '_core')},
+    **{f'numpy.{core}.multiarray.scalar': _number for core in ('core', '_core')},
+}
+# What checkpoints of mmengine and of the authors' code hold beside that.
 _HARMLESS = {
-    'mmengine.logging.history_buffer.HistoryBuffer',
     'mmengine.logging.message_hub.MessageHub',
-    'numpy.dtype',
     'numpy.ndarray',
-    'numpy.core.multiarray._reconstruct',
-    'numpy.core.multiarray.scalar',
-    'numpy._core.multiarray._reconstruct',
-    'numpy._core.multiarray.scalar',
-    '_codecs.encode',  # the bytes of a numpy array
     'builtins.getattr',  # how a HistoryBuffer names its methods; never the real one
     '__builtin__.getattr',
     'argparse.Namespace',
@@ -75,6 +141,9 @@ class _Unpickler(pickle.Unpickler):
         full = f'{module}.{name}'
         if full in _PLAIN:
             return _PLAIN[full]
+        if full in _NUMBERS:
+            read = _NUMBERS[full]
+            return type(name, (read,), {}) if isinstance(read, type) else lambda *args: read(*args)
         if full in _HARMLESS:
             return type(name, (_Inert,), {})
         if module == 'torch' and isinstance(vars(torch).get(name), torch.dtype):
@@ -91,29 +160,38 @@ class _TensorsOnly:
     Unpickler = _Unpickler
 
 
-def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
+def read_checkpoint(path: str | os.PathLike, weights: bool = True) -> dict[str, Any]:
     """Contents of a checkpoint file, all tensors on the CPU; nothing in the file is executed.
 
-    Objects that mmengine stores beside the weights, such as its logs, become empty stand-ins.
+    Objects that mmengine stores beside the weights become stand-ins, which hold nothing except, for its logs, the
+    numbers (:class:`History`). Single numbers of numpy become Python's.
 
     Args:
         path: A file of ``torch.save`` (``.pth``, ``.pt``) or a ``.safetensors`` file, which becomes
             ``{'state_dict': tensors, 'meta': metadata}``.
+        weights: Read what the tensors hold, and compare a sealed file with its SHA-256. Otherwise the tensors of
+            a file of ``torch.save`` are on the device ``meta``, which takes milliseconds. Default: ``True``.
 
     Raises:
         CheckpointError: If the file is missing or broken, is of another kind, or holds anything else than
             tensors and plain data.
     """
     path = Path(path)
+    _check_is_file(path)
+    if weights and _sealed_with(path) is not None:
+        check_integrity(path)
+    content = _read_safetensors(path) if path.suffix == '.safetensors' else _read_torch(path, weights)
+    if not isinstance(content, dict):
+        raise CheckpointError(f'{path}: expected a dict, found {type(content).__name__}')
+    return content
+
+
+def _check_is_file(path: Path) -> None:
     if not path.is_file():
         found = 'a folder' if path.is_dir() else 'nothing'
         raise CheckpointError(f'{path}: expected a checkpoint file, found {found}')
     if path.stat().st_size == 0:
         raise CheckpointError(f'{path}: expected a checkpoint, found an empty file')
-    content = (_read_safetensors if path.suffix == '.safetensors' else _read_torch)(path)
-    if not isinstance(content, dict):
-        raise CheckpointError(f'{path}: expected a dict, found {type(content).__name__}')
-    return content
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -129,7 +207,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         raise CheckpointError(f'{path}: expected a safetensors file, found a broken or other one ({error})') from error
 
 
-def _read_torch(path: Path) -> Any:
+def _read_torch(path: Path, weights: bool) -> Any:
     with path.open('rb') as file:
         start = file.read(12)
     if not start.startswith(b'PK\x03\x04'):
@@ -143,7 +221,8 @@ def _read_torch(path: Path) -> Any:
         # reader it decides with; another one might be shown another list of contents.
         if 'constants.pkl' in torch._C.PyTorchFileReader(str(path)).get_all_records():
             raise pickle.UnpicklingError('it is a TorchScript archive')
-        return torch.load(path, map_location='cpu', pickle_module=_TensorsOnly, weights_only=False)
+        device = 'cpu' if weights else 'meta'
+        return torch.load(path, map_location=device, pickle_module=_TensorsOnly, weights_only=False)
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(f'{path}: expected a checkpoint of torch.save, but cannot read it: {reason}') from error
@@ -151,11 +230,72 @@ def _read_torch(path: Path) -> Any:
 
 def file_sha256(path: str | os.PathLike) -> str:
     """SHA-256 of a file, in hexadecimal."""
+    return _sha256_of(path, Path(path).stat().st_size)
+
+
+def _sha256_of(path: str | os.PathLike, size: int) -> str:
+    """SHA-256 of the first ``size`` bytes of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with Path(path).open('rb') as file:
-        for chunk in iter(lambda: file.read(1 << 20), b''):
+        while size > 0 and (chunk := file.read(min(size, 1 << 20))):
             digest.update(chunk)
+            size -= len(chunk)
     return digest.hexdigest()
+
+
+# --- integrity -------------------------------------------------------------------------------
+
+# A zip archive may end with a comment. Ours is this and the SHA-256, in hexadecimal, of all that comes before
+# the latter: in the file itself, it is never out of step with it, and no other reader minds.
+SEAL = b'poa_mm sha256 '
+DIGEST = 64
+END_OF_ARCHIVE = b'PK\x05\x06'  # 18 bytes follow if there is no comment, the last two of them its length
+
+
+def sealed(data: bytes) -> list[bytes | memoryview]:
+    """An archive of ``torch.save`` with its SHA-256, as consecutive chunks; other data as it is.
+
+    Args:
+        data: Content of the file; it is not copied.
+    """
+    if data[-22:-18] != END_OF_ARCHIVE or data[-2:] != bytes(2):
+        return [data]
+    chunks = [memoryview(data)[:-2], (len(SEAL) + DIGEST).to_bytes(2, 'little') + SEAL]
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+    return [*chunks, digest.hexdigest().encode()]
+
+
+def _sealed_with(path: Path) -> str | None:
+    """The SHA-256 that a file says it has without it; of a file without seal, nothing."""
+    with path.open('rb') as file:
+        file.seek(max(0, path.stat().st_size - len(SEAL) - DIGEST))
+        seal = file.read()
+    return seal[len(SEAL) :].decode('latin1') if seal.startswith(SEAL) else None
+
+
+def check_integrity(path: str | os.PathLike) -> None:
+    """Check that a file of ``torch.save`` holds what was written, bit by bit.
+
+    A sealed one is compared with its SHA-256, any other with the CRC-32 of each of its tensors.
+
+    Raises:
+        CheckpointError: If it does not, or is no such file.
+    """
+    path = Path(path)
+    _check_is_file(path)
+    if (seal := _sealed_with(path)) is not None:
+        if _sha256_of(path, path.stat().st_size - DIGEST) != seal:
+            raise CheckpointError(f'{path}: is damaged: its SHA-256 is not the one it was written with')
+        return
+    try:
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+    except Exception as error:  # of a broken archive, any
+        raise CheckpointError(f'{path}: expected a checkpoint of torch.save, but cannot read it: {error}') from error
+    if damaged is not None:
+        raise CheckpointError(f'{path}: is damaged: the CRC-32 of {damaged} is not the one it was written with')
 
 
 # --- the supernet ----------------------------------------------------------------------------
@@ -269,6 +409,32 @@ def _types(config: Any) -> Iterable[Any]:
     elif isinstance(config, (list, tuple)):
         for value in config:
             yield from _types(value)
+
+
+def check_same_supernet(description: Any, backbone: nn.Module, what: str | os.PathLike) -> None:
+    """Check that a checkpoint's description is that of a given elastic backbone, the space of its subnets included.
+
+    Args:
+        description: The checkpoint's entry ``poa``.
+        backbone: The elastic backbone.
+        what: What errors call the checkpoint, such as its path.
+
+    Raises:
+        CheckpointError: If it is not; lists the differences.
+    """
+    with torch.device('meta'):
+        described = _build_described(description, what)
+    if type(described) is not type(backbone):
+        raise CheckpointError(
+            f'{what}: the given config is not that of the checkpoint: the backbone is '
+            f'{type(backbone).__name__}, in the checkpoint {type(described).__name__}'
+        )
+    if list(described.space) != list(backbone.space):
+        raise CheckpointError(
+            f'{what}: the given config is not that of the checkpoint: its space is '
+            f'{backbone.space.describe()}, in the checkpoint {described.space.describe()}'
+        )
+    _check_same_network(described, backbone, what)
 
 
 def _check_same_network(described: nn.Module, given: nn.Module, path: str | os.PathLike) -> None:

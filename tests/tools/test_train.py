@@ -1,3 +1,4 @@
+import os
 import sys
 from pathlib import Path
 
@@ -7,6 +8,8 @@ from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS
 
+from poa_mm.engine import resume
+from poa_mm.engine.checkpoint import check_integrity
 from poa_mm.engine.launch import read_config
 
 sys.path.insert(0, str(Path(__file__).parents[2] / 'tools'))
@@ -40,14 +43,6 @@ def arguments(monkeypatch, *argv):
 
 def test_work_dir_is_named_after_the_config(monkeypatch):
     assert arguments(monkeypatch).work_dir == 'work_dirs/vitt_digits'
-
-
-def test_resume_with_and_without_a_file(monkeypatch):
-    assert not arguments(monkeypatch).resume
-    cfg = arguments(monkeypatch, '--resume')
-    assert cfg.resume and cfg.load_from is None
-    cfg = arguments(monkeypatch, '--resume', 'some.pth')
-    assert cfg.resume and cfg.load_from == 'some.pth'
 
 
 def test_amp_chooses_the_counterpart(monkeypatch):
@@ -97,6 +92,62 @@ default_hooks = dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, inte
 log_level = 'ERROR'
 """)
     return config
+
+
+def stop(monkeypatch, capfd, *argv):
+    """The last line of a run that does not start."""
+    with pytest.raises(SystemExit) as error:
+        run(monkeypatch, *argv)
+    assert error.value.code == 2
+    return capfd.readouterr().err.splitlines()[-1]
+
+
+class Command:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f'touch {self.marker}',)
+
+
+def test_no_reading_path_runs_a_command(classifier, tmp_path, monkeypatch, capfd):
+    work_dir = tmp_path / 'work'
+    work_dir.mkdir()
+    evil = work_dir / 'iter_1.pth'
+    torch.save({'state_dict': {'x': Command(tmp_path / 'marker')}}, evil)
+    for argv in (
+        ['--resume', evil],
+        ['--resume'],
+        ['--cfg-options', 'resume=True'],
+        ['--cfg-options', f'load_from={evil}'],
+        ['--cfg-options', 'model.backbone.init_cfg.type=Pretrained', f'model.backbone.init_cfg.checkpoint={evil}'],
+    ):
+        line = stop(monkeypatch, capfd, classifier, '--work-dir', work_dir, *argv)
+        assert line.startswith('train: ') and 'iter_1.pth' in line
+        assert not (tmp_path / 'marker').exists()
+
+
+def test_resume_of_a_damaged_or_wrong_checkpoint(classifier, tmp_path, monkeypatch, capfd):
+    work_dir = tmp_path / 'work'
+    each = ['--cfg-options', 'default_hooks.checkpoint.type=POACheckpointHook', 'default_hooks.checkpoint.interval=1']
+    run(monkeypatch, classifier, '--work-dir', work_dir, *each)
+    newest = work_dir / 'iter_2.pth'
+
+    line = stop(monkeypatch, capfd, classifier, '--resume', newest, '--cfg-options', 'model.head.num_classes=11')
+    assert 'iter_2.pth: state_dict does not fit the network: head.fc.bias is (10,), expected (11,)' in line
+    newest.write_bytes(newest.read_bytes()[:2000])
+    line = stop(monkeypatch, capfd, classifier, '--resume', newest, *each)
+    assert 'iter_2.pth: expected a checkpoint' in line
+
+    (work_dir / 'last_checkpoint').write_text('')
+    warnings = []
+    monkeypatch.setattr(resume, '_warn', warnings.append)
+    run(monkeypatch, classifier, '--work-dir', work_dir, '--resume', *each)
+    check_integrity(newest)  # iteration 2 was run again
+    assert [warning.split(':')[0] for warning in warnings] == [
+        f'{work_dir}/last_checkpoint is blank',
+        f'Not resumed from {newest}',
+    ]
 
 
 def test_trains_a_downstream_config(classifier, tmp_path, monkeypatch):

@@ -1,3 +1,4 @@
+from .checkpoint_hook import POACheckpointHook
 from .nonfinite_hook import NonFiniteError, NonFiniteHook
 from .poa_schedule_hook import POAScheduleHook
 from .preemption_hook import PreemptionHook
@@ -9,6 +10,7 @@ from .teacher_ema_hook import TeacherEMAHook
 __all__ = [
     'NonFiniteError',
     'NonFiniteHook',
+    'POACheckpointHook',
     'POAScheduleHook',
     'PreemptionHook',
     'RunHealthHook',
