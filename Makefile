@@ -31,7 +31,7 @@ test-slow:
 	@python=$(ENV_PYTHON) && $$python -m pytest -q -m slow
 
 test-faults:
-	@python=$(ENV_PYTHON) && $$python -m pytest -q -m 'slow or not slow' tests/engine/test_faults.py tests/engine/test_loops.py
+	@python=$(ENV_PYTHON) && $$python -m pytest -q -m 'slow or not slow' tests/engine tests/tools/test_train.py
 
 lint:
 	@python=$(ENV_PYTHON) && $$python -m ruff check . && $$python -m ruff format --check .
