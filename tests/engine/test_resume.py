@@ -8,6 +8,7 @@ from mmengine.config import Config
 from mmengine.fileio import get_file_backend
 from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.runner import CheckpointLoader
+from safetensors.torch import save_file
 from torch.testing import assert_close
 
 from poa_mm.engine import resume
@@ -215,6 +216,46 @@ def test_a_command_is_not_run(tmp_path, kind):
 def test_missing_file(tmp_path):
     with pytest.raises(CheckpointError, match=r'gone\.pth: expected a checkpoint file, found nothing'):
         set_start(Config(dict(load_from=str(tmp_path / 'gone.pth'))))
+
+
+class Ranks:
+    """Stands in for the process group: what rank 0 says reaches this process."""
+
+    def __init__(self, monkeypatch, rank, said=None):
+        self.rank, self.said = rank, said
+        monkeypatch.setattr(resume, 'is_main_process', lambda: rank == 0)
+        monkeypatch.setattr(resume, 'broadcast_object_list', self.broadcast)
+
+    def broadcast(self, answer):
+        if self.rank == 0:
+            self.said = answer[0]
+        answer[0] = self.said
+
+
+def test_rank_0_decides(folder, monkeypatch):
+    said = Ranks(monkeypatch, 0)
+    path = set_start(Config(dict(work_dir=str(folder))), 'auto')
+    assert path == said.said == folder / 'iter_3.pth'
+    Ranks(monkeypatch, 1, said=folder / 'iter_2.pth')
+    assert set_start(Config(dict(work_dir='unseen')), 'auto') == folder / 'iter_2.pth'
+
+
+def test_all_ranks_stop(folder, monkeypatch):
+    for path in folder.glob('*.pth'):
+        flip(path)
+    said = Ranks(monkeypatch, 0)
+    with pytest.raises(CheckpointError, match='none of its checkpoints'):
+        set_start(Config(dict(work_dir=str(folder))), 'auto')
+    Ranks(monkeypatch, 1, said.said)
+    with pytest.raises(CheckpointError, match='none of its checkpoints'):
+        set_start(Config(dict(work_dir='unseen')), 'auto')
+
+
+def test_safetensors_start_a_run(tmp_path):
+    save_file({'a': torch.ones(2)}, tmp_path / 'a.safetensors')
+    cfg = Config(dict(load_from=str(tmp_path / 'a.safetensors')))
+    set_start(cfg)
+    assert torch.equal(CheckpointLoader.load_checkpoint(cfg.load_from)['state_dict']['a'], torch.ones(2))
 
 
 # --- as good as mmengine's own ---------------------------------------------------------------

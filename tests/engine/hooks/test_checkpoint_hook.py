@@ -1,5 +1,9 @@
 import errno
 import os
+import random
+import signal
+import time
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -11,7 +15,7 @@ from torch.testing import assert_close
 from poa_mm.engine import POACheckpointHook, atomic_files
 from poa_mm.engine.atomic_files import CheckpointWriteError
 from poa_mm.engine.checkpoint import CheckpointError, check_integrity, read_checkpoint
-from poa_mm.engine.resume import find_resumable, set_start
+from poa_mm.engine.resume import find_resumable, load_from_poa, set_start
 
 CONFIGS = Path(__file__).parents[3] / 'configs'
 
@@ -165,3 +169,40 @@ def test_out_dir(run_config, build_runner, tmp_path):
     build_runner(run_config).train()
     assert find_resumable(run_config.work_dir) == tmp_path / 'elsewhere' / 'work' / 'iter_4.pth'
     assert isinstance(torch.load(find_resumable(run_config.work_dir), weights_only=False), dict)
+
+
+def _train(cfg, build_runner):
+    set_start(cfg, 'auto')
+    build_runner(cfg).train()
+
+
+@pytest.mark.slow
+def test_a_run_killed_20_times(run_config, build_runner):
+    """Killed while it saves: it goes on from a whole checkpoint each time, and never falls behind."""
+    run_config.train_cfg.max_iters = 100_000
+    context = get_context('fork')
+    chance = random.Random(0)
+    reached = 0
+    for _ in range(20):
+        runner = context.Process(target=_train, args=(run_config, build_runner), daemon=True)
+        runner.start()
+        work_dir, deadline = Path(run_config.work_dir), time.monotonic() + 60
+        while not (work_dir / f'iter_{reached + 1}.pth').is_file():
+            assert runner.is_alive() and time.monotonic() < deadline
+            time.sleep(0.005)
+        for _ in range(chance.randrange(500)):  # then amid a save
+            time.sleep(0.001)
+            if any(work_dir.glob('.*.tmp')):
+                break
+        os.kill(runner.pid, signal.SIGKILL)
+        runner.join()
+        assert runner.exitcode == -signal.SIGKILL
+        content = load_from_poa(str(find_resumable(work_dir)))
+        assert content['meta']['iter'] > reached
+        reached = content['meta']['iter']
+    run_config.train_cfg.max_iters = reached + 1
+    set_start(run_config, 'auto')
+    last = build_runner(run_config)
+    last.train()
+    assert last.iter == reached + 1
+    assert not list(Path(run_config.work_dir).glob('.*.tmp'))
