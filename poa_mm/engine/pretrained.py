@@ -12,13 +12,15 @@ from mmengine.model import PretrainedInit
 from torch import nn
 
 from .checkpoint import CheckpointError, read_checkpoint, shorten
+from .resume import SCHEME
 
 
 def load_pretrained(model: nn.Module, new: Collection[str] = ()) -> None:
     """Load strictly what ``init_cfg=dict(type='Pretrained', checkpoint=FILE)`` names anywhere in ``model``.
 
     A check before mmengine loads the same file, whatever of it fits. The module's own adaptations of a
-    checkpoint take place, such as resizing the position embedding. URLs are left to mmengine.
+    checkpoint take place, such as resizing the position embedding. URLs are left to mmengine. Files become
+    ``poa://FILE`` in the modules' ``init_cfg``, so that mmengine executes nothing in them either.
 
     Args:
         model: Model of a run, before its weights are initialised.
@@ -40,6 +42,7 @@ def load_pretrained(model: nn.Module, new: Collection[str] = ()) -> None:
                     'tools/extract_subnet.py cuts it out of a checkpoint of the pre-training'
                 )
             load_weights(module, path, cfg.get('prefix'), name, new)
+            cfg['checkpoint'] = f'{SCHEME}{path}'
 
 
 def _pretrained(init_cfg: Any) -> Iterator[Mapping[str, Any]]:

@@ -7,6 +7,7 @@ from mmpretrain.models import VisionTransformer
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
+from poa_mm.engine import resume
 from poa_mm.engine.checkpoint import CheckpointError
 from poa_mm.engine.pretrained import load_pretrained, load_weights
 
@@ -165,3 +166,15 @@ def test_nothing_else_may_be_absent(weights, path, gone):
     torch.save(dict(weights), path)
     with pytest.raises(CheckpointError, match=rf': missing {gone}$'):
         load_pretrained(Model(pretrained(path)), new=('ln1',))
+
+
+def test_mmengine_reads_through_the_same_reader(path, monkeypatch):
+    """A file can be made to look harmless to one reader and run something in another."""
+    model = Model(pretrained(path))
+    load_pretrained(model)
+    content = dict(state_dict=vit().state_dict())
+    monkeypatch.setattr(resume, 'read_checkpoint', lambda path: content)
+    monkeypatch.setattr(torch, 'load', lambda *args, **options: pytest.fail('mmengine has unpickled the file'))
+    model.init_weights()
+    assert_close(dict(model.backbone.state_dict()), dict(content['state_dict']))
+    load_pretrained(model)  # a hook may check what the command has checked
