@@ -10,7 +10,8 @@ all subnets alike, as their residual branches start at zero:
     12         0.843    0.841    0.841    0.838    0.838    0.841
     16         0.843    0.841    0.838    0.846    0.846    0.852
 
-Beyond that, the recipe is that of `vitt_digits.py` with the teacher's temperatures of `swint_digits.py`.
+The scores were measured before the order of the data was made to follow from the position in the run, which changes
+what a seed stands for. The recipe is that of `vitt_digits.py` with the teacher's temperatures of `swint_digits.py`.
 """
 
 _base_ = './swint_digits.py'

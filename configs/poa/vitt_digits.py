@@ -67,7 +67,6 @@ train_pipeline = [
 train_dataloader = dict(
     batch_size=batch_size,
     num_workers=1,
-    persistent_workers=True,
     drop_last=True,
     sampler=dict(type='ResumableSampler', shuffle=True),
     collate_fn=dict(type='default_collate'),

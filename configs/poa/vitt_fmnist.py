@@ -52,7 +52,6 @@ dataset = dict(type='FashionMNIST', data_root=data_root, download=False)
 train_dataloader = dict(
     batch_size=64,
     num_workers=1,
-    persistent_workers=True,
     drop_last=True,
     sampler=dict(type='ResumableSampler', shuffle=True),
     collate_fn=dict(type='default_collate'),

@@ -31,7 +31,8 @@ class ResumableTrainLoop(IterBasedTrainLoop):
 
     Args:
         runner: The runner.
-        dataloader: Config of the loader, with ``sampler=dict(type='ResumableSampler')``.
+        dataloader: Config of the loader, with ``sampler=dict(type='ResumableSampler')``. Its
+            ``persistent_workers`` makes no difference: workers live as long as the run.
         max_iters: Iterations of the whole run.
         allow_other_ranks: Whether a checkpoint of another number of ranks or batch size may be resumed. Each sample
             that is left of the pass over the data is then read once, but by another rank or in another iteration;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -28,7 +29,6 @@ from .checkpoint import (
 
 SCHEME = 'poa://'
 NAME = re.compile(r'(?:iter|epoch)_(\d+)\.pth')
-WARNING = 30  # logging.WARNING
 
 
 def set_start(cfg: Config, resume: str | None = None) -> Path | None:
@@ -145,7 +145,7 @@ def _named_by(pointer: Path) -> Path | None:
 
 
 def _warn(message: str) -> None:
-    print_log(message, logger='current', level=WARNING)
+    print_log(message, logger='current', level=logging.WARNING)
 
 
 # --- reading it ------------------------------------------------------------------------------

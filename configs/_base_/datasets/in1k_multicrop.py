@@ -39,7 +39,6 @@ train_pipeline = [
 train_dataloader = dict(
     batch_size=50,
     num_workers=10,
-    persistent_workers=True,
     pin_memory=True,
     drop_last=True,
     sampler=dict(type='ResumableSampler', shuffle=True),
