@@ -51,7 +51,9 @@ class Prototypes(nn.Module):
 
     def matrix(self) -> Tensor:
         """The prototypes, ``(num_prototypes, in_channels)``."""
-        return F.normalize(self.weight, dim=1) * self.gain
+        return torch._weight_norm(
+            self.weight, self.gain
+        )  # as torch.nn.utils.parametrizations.weight_norm: one fused pass
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, in_channels)`` to logits ``(N, num_prototypes)``."""
@@ -102,6 +104,10 @@ class MultiPrototypeHead(BaseModule):
         """The same logits, computed head by head as they are asked for."""
         return (prototypes(projector(x)) for projector, prototypes in zip(self.projectors, self.prototypes))
 
-    def embed(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """What logits are products of: unit vectors ``(N, bottleneck_channels)`` and prototypes, for each head."""
-        return [projector(x) for projector in self.projectors], [prototypes.matrix() for prototypes in self.prototypes]
+    def embed(self, x: Tensor) -> list[Tensor]:
+        """Features ``(N, width)`` to unit vectors ``(N, bottleneck_channels)``, one tensor for each head."""
+        return [projector(x) for projector in self.projectors]
+
+    def matrices(self) -> list[Tensor]:
+        """The prototypes ``(K, bottleneck_channels)`` of each head, by which embeddings become logits."""
+        return [prototypes.matrix() for prototypes in self.prototypes]

@@ -38,15 +38,16 @@ class SinkhornKnopp(nn.Module):
         peak = logits.amax(dim=1, keepdim=True) if len(logits) else logits.new_empty(0, 1)
         highest = peak.max() if len(peak) else logits.new_tensor(-torch.inf)
         all_reduce(highest, op='max')
-        q = torch.exp(logits - peak)
-        weight = torch.exp(peak - highest)  # (N, 1)
+        q = logits.sub_(peak).exp_()
+        # Only the factors of rows and columns change from round to round; the matrix itself is scaled once, at the end.
+        rows = torch.exp(peak - highest).squeeze(1)
         for _ in range(self.iterations):
-            share = (weight * q).sum(dim=0)
+            share = rows @ q
             all_reduce(share)
-            q /= share.clamp_(min=1e-30)  # every prototype: one in all over the global batch
-            q /= q.sum(dim=1, keepdim=True)  # every sample: one
-            weight = torch.ones_like(weight)
-        return q
+            share /= share.mean()  # the factors know no scale: what one of them gains, the other loses
+            columns = 1 / share.clamp_(min=1e-30)  # every prototype: the same share of the global batch
+            rows = 1 / (q @ columns)  # every sample: one
+        return q.mul_(rows.unsqueeze(1)).mul_(columns)
 
 
 @MODELS.register_module()

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK = 2**23  # logits at a time: 32 MiB
+CHUNK = 2**23  # logits of one matrix product: 32 MiB
+BLOCK = 2**18  # logits of one pass on the CPU: 1 MiB, which its cache holds from one operation to the next
 
 
 class Targets(NamedTuple):
@@ -69,21 +70,26 @@ def prototype_loss(
 class _PrototypeLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, embeddings, prototypes, targets, temperature, chunk):
-        needed = ctx.needs_input_grad[:2]
-        grads = [torch.zeros_like(value) if need else None for need, value in zip(needed, (embeddings, prototypes))]
+        grads = [
+            torch.empty_like(value) if need else None
+            for need, value in zip(ctx.needs_input_grad, (embeddings, prototypes))
+        ]
         losses = [target.weights.new_zeros(len(target.index), dtype=torch.float32) for target in targets]
+        block = BLOCK if embeddings.device.type == 'cpu' else chunk
         for start, stop in _chunks(len(embeddings), len(prototypes), chunk):
             scaled = embeddings[start:stop] / temperature
-            logits = scaled @ prototypes.T  # (n, K)
-            normaliser = logits.logsumexp(dim=1)
-            parts = [(target, loss, *target.within(start, stop)) for target, loss in zip(targets, losses)]
-            grad = _rows(logits, normaliser, parts, any(needed))
-            if needed[0]:
-                torch.mm(grad, prototypes, out=grads[0][start:stop])
-            if needed[1]:
-                grads[1].addmm_(grad.T, scaled)
-        if needed[0]:
+            logits = scaled @ prototypes.T  # (n, K), and soon their gradient
+            for first, last in _chunks(stop - start, len(prototypes), block):
+                places = [target.within(start + first, start + last) for target in targets]
+                _losses_and_gradient(logits[first:last], list(zip(targets, losses, places)))
+            if ctx.needs_input_grad[0]:
+                torch.mm(logits, prototypes, out=grads[0][start:stop])
+            if ctx.needs_input_grad[1]:
+                grads[1].addmm_(logits.T, scaled, beta=float(start > 0))  # what is there at first does not count
+        if ctx.needs_input_grad[0]:
             grads[0] /= temperature
+        if ctx.needs_input_grad[1] and len(embeddings) == 0:
+            grads[1].zero_()
         ctx.grads = grads
         ctx.mark_non_differentiable(*losses)
         total = sum((target.scale * loss.sum() for target, loss in zip(targets, losses)), embeddings.new_zeros(()))
@@ -101,20 +107,26 @@ def _chunks(rows: int, columns: int, size: int) -> Iterator[tuple[int, int]]:
     return ((start, min(start + step, rows)) for start in range(0, rows, step))
 
 
-def _rows(logits: Tensor, normaliser: Tensor, parts: Sequence[tuple], with_grad: bool) -> Tensor | None:
-    """Fill in the losses of some rows; their gradient on the logits, in the memory of the logits."""
-    probs = [target.probs[target.index[own]].float() for target, _, own, _ in parts]  # (n, K), as summed as they come
-    masses = [prob.sum(dim=1) for prob in probs]
-    for (target, loss, own, place), prob, mass in zip(parts, probs, masses):
-        likelihood = torch.linalg.vecdot(prob, logits[place])
-        loss[own] = target.weights[own] * (mass * normaliser[place] - likelihood)
-    if not with_grad:
-        return None
-    grad = logits.sub_(normaliser.unsqueeze(1)).exp_()
+def _losses_and_gradient(logits: Tensor, parts: Sequence[tuple]) -> None:
+    """Fill in the losses of some rows and turn their ``logits`` into the gradient of the total.
+
+    Args:
+        logits: ``(n, K)``.
+        parts: Targets, the losses to fill in, and the places of these rows among the targets and of those among these.
+    """
+    taught = [
+        (target, loss, own, place, target.probs.index_select(0, target.index[own]).float())
+        for target, loss, (own, place) in parts
+    ]
+    likelihoods = [torch.linalg.vecdot(probs, logits[place]) for *_, place, probs in taught]
+    peak = logits.amax(dim=1, keepdim=True)
+    total = logits.sub_(peak).exp_().sum(dim=1, keepdim=True)
+    normaliser = (peak + total.log()).squeeze(1)
     share = torch.zeros_like(normaliser)
-    for (target, _, own, place), mass in zip(parts, masses):
-        share[place] += target.scale * target.weights[own] * mass
-    grad *= share.unsqueeze(1)
-    for (target, _, own, place), prob in zip(parts, probs):
-        grad[place].addcmul_(prob, target.weights[own].unsqueeze(1), value=-target.scale)
-    return grad
+    for (target, loss, own, place, probs), likelihood in zip(taught, likelihoods):
+        weights, mass = target.weights[own], probs.sum(dim=1)
+        loss[own] = weights * (mass * normaliser[place] - likelihood)
+        share[place] += target.scale * weights * mass
+    logits.mul_(share.unsqueeze(1) / total)
+    for target, _, own, place, probs in taught:
+        logits[place] -= probs.mul_((target.scale * target.weights[own]).unsqueeze(1))

@@ -18,7 +18,8 @@ def early_backward(loss: Tensor, params: Iterable[Tensor], loss_scale: Tensor | 
 
     Args:
         loss: A scalar.
-        params: Leaves of its graph. Those without ``requires_grad`` are passed over; others than these get no gradient.
+        params: Where its gradient ends: leaves, or results that other losses share. Those without ``requires_grad`` are
+            passed over; nothing but these gets a gradient.
         loss_scale: Factor during the computation, for the small gradients of float16. Default: 1.
     """
     if not loss.requires_grad:

@@ -42,12 +42,10 @@ class StudentOutput(NamedTuple):
         features: Class features of the global crops, ``(2B, width)``.
         embeddings: Of each head, of the class tokens of the global, then of the local crops, then of the masked
             patches, ``((2 + L) * B + M, C)``.
-        prototypes: Of each head, ``(K, C)``.
     """
 
     features: Tensor
     embeddings: list[Tensor]
-    prototypes: list[Tensor]
 
 
 @MODELS.register_module()
@@ -221,7 +219,7 @@ class POA(BaseSelfSupervisor):
         if batch.local_views is not None:
             rows.append(self.backbone.extract_features(batch.local_views, subnet).cls)
         rows = torch.cat([*rows, patches[batch.masks]])
-        return StudentOutput(features, *self.head.embed(rows))
+        return StudentOutput(features, self.head.embed(rows))
 
     def loss_terms(
         self, batch: MultiCropBatch, targets: TeacherTargets, subnet: Subnet | None
@@ -232,32 +230,33 @@ class POA(BaseSelfSupervisor):
             The weighted sum, a scalar, and the unweighted terms: ``(heads,)`` for those on prototypes, a scalar for
             KoLeo.
         """
-        total, terms, seen = self._intact_terms(batch, targets)
+        prototypes = self.head.matrices()  # both students have the same
+        total, terms, seen = self._intact_terms(batch, targets, prototypes)
         if not self.runs_elastic:
             return total, terms
         elastic = self.student_output(batch, subnet)
         objectives = (
             (self._cross_view('L_ES1', self.weight_es1, batch, targets, head) if self.weight_es1 > 0 else {})
-            # Both students have the same prototypes.
-            | (self._same_view(batch, seen[head], prototypes.detach()) if self.weight_es2 > 0 else {})
-            for head, prototypes in enumerate(elastic.prototypes)
+            | (self._same_view(batch, seen[head], matrix.detach()) if self.weight_es2 > 0 else {})
+            for head, matrix in enumerate(prototypes)
         )
-        loss, more = self._student_loss(elastic, objectives)
+        loss, more = self._student_loss(elastic, prototypes, objectives)
         if 'koleo' in terms:
             more['koleo'] = more['koleo'] + terms['koleo']
         return total + loss, terms | more
 
     def _intact_terms(
-        self, batch: MultiCropBatch, targets: TeacherTargets
+        self, batch: MultiCropBatch, targets: TeacherTargets, prototypes: Sequence[Tensor]
     ) -> tuple[Tensor | float, dict[str, Tensor], list[Tensor]]:
         """Loss and terms of the intact student, and its embeddings without gradient, as far as they are needed."""
         if self.weight_is > 0:
             intact = self.student_output(batch, None)
-            heads = range(len(intact.embeddings))
-            objectives = (self._cross_view('L_IS', self.weight_is, batch, targets, head) for head in heads)
-            total, terms = self._student_loss(intact, objectives)
+            objectives = (
+                self._cross_view('L_IS', self.weight_is, batch, targets, head) for head in range(len(prototypes))
+            )
+            total, terms = self._student_loss(intact, prototypes, objectives)
             if self.runs_elastic:
-                total = early_backward(total, self._trained(), self.loss_scale)
+                total = early_backward(total, self._trained(prototypes), self.loss_scale)
             return total, terms, [embeddings.detach() for embeddings in intact.embeddings]
         if self.weight_es2 > 0:
             with torch.no_grad():
@@ -267,16 +266,19 @@ class POA(BaseSelfSupervisor):
             return 0.0, {}, intact.embeddings
         return 0.0, {}, []
 
-    def _trained(self) -> Iterable[nn.Parameter]:
-        return (param for module in self.student.values() for param in module.parameters())
+    def _trained(self, prototypes: Sequence[Tensor]) -> list[Tensor]:
+        """What the students learn; ``prototypes`` for the parameters behind them, whose graph is there once."""
+        behind = set(self.head.prototypes.parameters())
+        params = (param for module in self.student.values() for param in module.parameters())
+        return [*(param for param in params if param not in behind), *prototypes]
 
     def _student_loss(
-        self, student: StudentOutput, objectives: Iterable[dict[str, Targets]]
+        self, student: StudentOutput, prototypes: Sequence[Tensor], objectives: Iterable[dict[str, Targets]]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted sum and unweighted terms of one student; ``objectives`` are, head by head, its targets by term."""
         total, terms = 0.0, {}
-        for embeddings, prototypes, targets in zip(student.embeddings, student.prototypes, objectives):
-            loss, rows = prototype_loss(embeddings, prototypes, list(targets.values()), self.student_temp)
+        for embeddings, matrix, targets in zip(student.embeddings, prototypes, objectives):
+            loss, rows = prototype_loss(embeddings, matrix, list(targets.values()), self.student_temp)
             total = total + loss
             for name, values in zip(targets, rows):
                 terms.setdefault(name, []).append(values.sum())
