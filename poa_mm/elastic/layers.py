@@ -55,27 +55,26 @@ class ElasticLinear(nn.Linear, ElasticLayer):
         self.stacked = stacked
         self.elastic_out = elastic_out
 
-    def sliced(self, in_features: int) -> tuple[Tensor, Tensor | None, float]:
-        """Weight ``(out, in)``, bias ``(out,)`` and alpha in use for ``in_features`` inputs."""
-        alpha = self.in_features / in_features
-        weight, bias = leading(self.weight, in_features), self.bias
+    def sliced(self, in_features: int) -> tuple[Tensor, Tensor | None]:
+        """Weight ``(out, in)``, alpha multiplied in, and bias ``(out,)`` in use for ``in_features`` inputs."""
+        out, bias = self.out_features // self.stacked, self.bias
         if self.elastic_out:
-            out = self.out_features * in_features // self.in_features // self.stacked
-            weight = weight.unflatten(0, (self.stacked, -1))[:, :out].flatten(0, 1)
+            out = out * in_features // self.in_features
             if bias is not None:
                 bias = leading(bias.unflatten(0, (self.stacked, -1)), out).flatten()
-        return weight, bias, alpha
+        weight = self.weight.unflatten(0, (self.stacked, -1))[:, :out, :in_features]
+        # The weight, not the inputs: it is the smaller, and so the layer is its extracted counterpart to the last bit.
+        return (weight * (self.in_features / in_features)).flatten(0, 1), bias
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., in)`` to ``(..., out)``."""
         if x.shape[-1] == self.in_features:
             return F.linear(x, self.weight, self.bias)
-        weight, bias, alpha = self.sliced(x.shape[-1])
-        return F.linear(x * alpha, weight, bias)
+        return F.linear(x, *self.sliced(x.shape[-1]))
 
     def sliced_state(self, ratio: Fraction) -> dict[str, Tensor]:
-        weight, bias, alpha = self.sliced(int(self.in_features * ratio))
-        state = {'weight': weight * alpha}
+        weight, bias = self.sliced(int(self.in_features * ratio))
+        state = {'weight': weight}
         if bias is not None:
             state['bias'] = bias.clone()
         return state
