@@ -212,7 +212,7 @@ class JointPOA(POA):
         features, patches = self.backbone.extract_features(batch.global_views, subnet, batch.masks)
         local = self.backbone.extract_features(batch.local_views, subnet).cls
         logits = self.head(torch.cat([features, local, patches[batch.masks]]))
-        num_cls = sum(batch.num_rows)
+        num_cls = sum(batch.num_rows.values())
         return features, [head[:num_cls] for head in logits], [head[num_cls:] for head in logits]
 
     def cross_view_loss(self, batch: MultiCropBatch, targets, logits) -> Tensor:

@@ -23,9 +23,14 @@ class MultiCropBatch(NamedTuple):
     masks: Tensor
 
     @property
-    def num_rows(self) -> tuple[int, int]:
-        """Class tokens of the global and of the local crops: ``2 * B`` and ``L * B``."""
-        return len(self.global_views), 0 if self.local_views is None else len(self.local_views)
+    def num_rows(self) -> dict[str, int]:
+        """Class tokens by size of crops: ``2 * B`` of the global, ``L * B`` of the local ones."""
+        return {'global': len(self.global_views), 'local': 0 if self.local_views is None else len(self.local_views)}
+
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        """Of the crops: ``'global'`` and, where there are any, ``'local'``."""
+        return ('global',) if self.local_views is None else ('global', 'local')
 
     @classmethod
     def collate(

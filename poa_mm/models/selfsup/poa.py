@@ -36,12 +36,11 @@ class TeacherTargets(NamedTuple):
 
 
 class StudentOutput(NamedTuple):
-    """What one student makes of a batch.
+    """What one student makes of the global or of the local crops of a batch.
 
     Args:
-        features: Class features of the global crops, ``(2B, width)``.
-        embeddings: Of each head, of the class tokens of the global, then of the local crops, then of the masked
-            patches, ``((2 + L) * B + M, C)``.
+        features: Class features, ``(2B, width)`` or ``(L * B, width)``.
+        embeddings: Of each head, of the class features, then of the masked patches, ``(2B + M, C)`` or ``(L * B, C)``.
     """
 
     features: Tensor
@@ -64,8 +63,10 @@ class POA(BaseSelfSupervisor):
     that loss needs, so an ablation row of the paper is one line: ``weight_es2=0``, ``weight_es1=0`` or a
     head with one entry in ``num_prototypes``.
 
-    The elastic student learns from the intact one's output, not through it, so the intact student's backward pass runs
-    before the elastic student starts: one graph exists at a time (:func:`early_backward`).
+    The elastic student learns from the intact one's output, not through it, and the losses are sums over crops. So each
+    student goes through the global and then through the local crops with a backward pass of its own for either, before
+    the next starts: one graph of the four exists at a time (:func:`early_backward`). At 50 images of the ViT-L recipe,
+    that halves the memory of one backward pass for all (``benchmarks/bench_memory.py``).
 
     What changes over a run is set from outside: ``teacher_temp`` and ``patch_loss_active`` by
     :class:`poa_mm.engine.POAScheduleHook`, ``loss_scale``, by which float16's small gradients are multiplied on their
@@ -212,13 +213,13 @@ class POA(BaseSelfSupervisor):
                 targets.patch.append(patch_centering(logits[num_cls:], self.teacher_temp))
         return targets
 
-    def student_output(self, batch: MultiCropBatch, subnet: Subnet | None) -> StudentOutput:
-        """Features and embeddings of the student that computes ``subnet``; None is the intact student."""
-        features, patches = self.backbone.extract_features(batch.global_views, subnet, batch.masks)
-        rows = [features]
-        if batch.local_views is not None:
-            rows.append(self.backbone.extract_features(batch.local_views, subnet).cls)
-        rows = torch.cat([*rows, patches[batch.masks]])
+    def student_output(self, batch: MultiCropBatch, subnet: Subnet | None, size: str) -> StudentOutput:
+        """Of the student that computes ``subnet``, None is the intact one, on crops of one of ``batch.sizes``."""
+        if size == 'local':
+            rows = features = self.backbone.extract_features(batch.local_views, subnet).cls
+        else:
+            features, patches = self.backbone.extract_features(batch.global_views, subnet, batch.masks)
+            rows = torch.cat([features, patches[batch.masks]])
         return StudentOutput(features, self.head.embed(rows))
 
     def loss_terms(
@@ -231,40 +232,38 @@ class POA(BaseSelfSupervisor):
             KoLeo.
         """
         prototypes = self.head.matrices()  # both students have the same
-        total, terms, seen = self._intact_terms(batch, targets, prototypes)
-        if not self.runs_elastic:
-            return total, terms
-        elastic = self.student_output(batch, subnet)
-        objectives = (
-            (self._cross_view('L_ES1', self.weight_es1, batch, targets, head) if self.weight_es1 > 0 else {})
-            | (self._same_view(batch, seen[head], matrix.detach()) if self.weight_es2 > 0 else {})
-            for head, matrix in enumerate(prototypes)
-        )
-        loss, more = self._student_loss(elastic, prototypes, objectives)
-        if 'koleo' in terms:
-            more['koleo'] = more['koleo'] + terms['koleo']
-        return total + loss, terms | more
-
-    def _intact_terms(
-        self, batch: MultiCropBatch, targets: TeacherTargets, prototypes: Sequence[Tensor]
-    ) -> tuple[Tensor | float, dict[str, Tensor], list[Tensor]]:
-        """Loss and terms of the intact student, and its embeddings without gradient, as far as they are needed."""
-        if self.weight_is > 0:
-            intact = self.student_output(batch, None)
+        trained = self._trained(prototypes)
+        seen = self._seen_by_intact(batch)
+        students = [student for student in ('intact', 'elastic') if self._runs(student)]
+        passes = [(student, size) for student in students for size in batch.sizes]
+        total, terms = 0.0, {}
+        for student, size in passes:
+            output = self.student_output(batch, None if student == 'intact' else subnet, size)
+            if student == 'intact':
+                seen[size] = [embeddings.detach() for embeddings in output.embeddings]
             objectives = (
-                self._cross_view('L_IS', self.weight_is, batch, targets, head) for head in range(len(prototypes))
+                self._objectives(student, size, batch, targets, seen, head, matrix.detach())
+                for head, matrix in enumerate(prototypes)
             )
-            total, terms = self._student_loss(intact, prototypes, objectives)
-            if self.runs_elastic:
-                total = early_backward(total, self._trained(prototypes), self.loss_scale)
-            return total, terms, [embeddings.detach() for embeddings in intact.embeddings]
-        if self.weight_es2 > 0:
-            with torch.no_grad():
-                intact = self.student_output(batch, None)
-            # Autocast has kept casts of the weights that carry no gradient; the elastic student needs its own.
-            torch.clear_autocast_cache()
-            return 0.0, {}, intact.embeddings
-        return 0.0, {}, []
+            loss, more = self._student_loss(output, prototypes, objectives, koleo=size == 'global')
+            if (student, size) != passes[-1]:
+                loss = early_backward(loss, trained, self.loss_scale)
+            total = total + loss
+            terms |= {name: terms.get(name, 0) + term for name, term in more.items()}
+        return total, terms
+
+    def _runs(self, student: str) -> bool:
+        return self.weight_is > 0 if student == 'intact' else self.runs_elastic
+
+    def _seen_by_intact(self, batch: MultiCropBatch) -> dict[str, list[Tensor]]:
+        """Embeddings of an intact student that teaches, but does not learn, by size of crops; else empty."""
+        if self.weight_is > 0 or self.weight_es2 == 0:
+            return {}
+        with torch.no_grad():
+            seen = {size: self.student_output(batch, None, size).embeddings for size in batch.sizes}
+        # Autocast has kept casts of the weights that carry no gradient; the elastic student needs its own.
+        torch.clear_autocast_cache()
+        return seen
 
     def _trained(self, prototypes: Sequence[Tensor]) -> list[Tensor]:
         """What the students learn; ``prototypes`` for the parameters behind them, whose graph is there once."""
@@ -273,7 +272,11 @@ class POA(BaseSelfSupervisor):
         return [*(param for param in params if param not in behind), *prototypes]
 
     def _student_loss(
-        self, student: StudentOutput, prototypes: Sequence[Tensor], objectives: Iterable[dict[str, Targets]]
+        self,
+        student: StudentOutput,
+        prototypes: Sequence[Tensor],
+        objectives: Iterable[dict[str, Targets]],
+        koleo: bool,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted sum and unweighted terms of one student; ``objectives`` are, head by head, its targets by term."""
         total, terms = 0.0, {}
@@ -283,15 +286,36 @@ class POA(BaseSelfSupervisor):
             for name, values in zip(targets, rows):
                 terms.setdefault(name, []).append(values.sum())
         terms = {name: torch.stack(values) for name, values in terms.items()}
-        if self.koleo_weight > 0:
+        if koleo and self.koleo_weight > 0:
             num_students = (self.weight_is > 0) + self.runs_elastic
-            koleo = sum(self.koleo(crop) for crop in student.features.chunk(2)) / num_students
-            total = total + self.koleo_weight * koleo
-            terms['koleo'] = koleo.detach()
+            value = sum(self.koleo(crop) for crop in student.features.chunk(2)) / num_students
+            total = total + self.koleo_weight * value
+            terms['koleo'] = value.detach()
         return total, terms
 
+    def _objectives(
+        self,
+        student: str,
+        size: str,
+        batch: MultiCropBatch,
+        targets: TeacherTargets,
+        seen: dict[str, list[Tensor]],
+        head: int,
+        prototypes: Tensor,
+    ) -> dict[str, Targets]:
+        """What one student learns from crops of one size on one head, by term."""
+        if student == 'intact':
+            return self._cross_view('L_IS', self.weight_is, size, batch, targets, head)
+        objectives = {}
+        if self.weight_es1 > 0:
+            objectives |= self._cross_view('L_ES1', self.weight_es1, size, batch, targets, head)
+        if self.weight_es2 > 0:
+            num_cls = batch.num_rows[size]
+            objectives[f'L_ES2_{size}'] = self._same_view(seen[size][head][:num_cls], prototypes)
+        return objectives
+
     def _cross_view(
-        self, name: str, weight: float, batch: MultiCropBatch, targets: TeacherTargets, head: int
+        self, name: str, weight: float, size: str, batch: MultiCropBatch, targets: TeacherTargets, head: int
     ) -> dict[str, Targets]:
         """The teacher's targets of other views (POA, Eq. 2 and 3) and of masked patches (iBOT, Sec. 3.2).
 
@@ -300,42 +324,29 @@ class POA(BaseSelfSupervisor):
         same in the patch loss.
         """
         cls = targets.cls[head]
-        num_global, num_local = batch.num_rows
-        images = num_global // 2
+        num_cls, images = batch.num_rows[size], len(cls) // 2
+        pairs = images + batch.num_rows['local']  # half of them, of all images
+        share = cls.new_full((num_cls,), 1 / (2 * pairs))
+        index = torch.arange(num_cls, device=cls.device)
         scale = weight / len(targets.cls)
-        probs = torch.cat([cls.roll(images, dims=0), cls[:images] + cls[images:]])
-        share = cls.new_full((num_global + num_local,), 1 / (2 * (images + num_local)))
-        index = torch.arange(num_global + images, device=cls.device)
-        local_index = index[num_global:].repeat(num_local // images)
-        objectives = {
-            f'{name}_global': Targets(probs, index[:num_global], share[:num_global], scale),
-            f'{name}_local': Targets(probs, local_index, share[num_global:], scale, start=num_global),
-        }
+        if size == 'local':
+            return {f'{name}_local': Targets(cls[:images] + cls[images:], index % images, share, scale)}
+        objectives = {f'{name}_global': Targets(cls.roll(images, dims=0), index, share, scale)}
         if targets.patch:
             patch = targets.patch[head]
             masked = batch.masks.sum(dim=1, keepdim=True).clamp(min=1)  # (2B, 1)
-            share = (1 / (num_global * masked)).expand_as(batch.masks)[batch.masks]  # (M,)
+            share = (1 / (num_cls * masked)).expand_as(batch.masks)[batch.masks]  # (M,)
             index = torch.arange(len(patch), device=patch.device)
-            start = num_global + num_local
-            objectives[f'{name}_patch'] = Targets(patch, index, share, scale * self.patch_weight, start)
+            objectives[f'{name}_patch'] = Targets(patch, index, share, scale * self.patch_weight, start=num_cls)
         return objectives
 
-    def _same_view(self, batch: MultiCropBatch, embeddings: Tensor, prototypes: Tensor) -> dict[str, Targets]:
-        """What the intact student makes of the same views on one head, not centred (POA, Eq. 4).
-
-        A mean over the global and one over the local class tokens.
-        """
-        num_global, num_local = batch.num_rows
-        with torch.autocast(batch.masks.device.type, enabled=False):
-            cls = embeddings[: num_global + num_local].float()
-            probs = torch.softmax(cls @ prototypes.float().T / self.student_temp, dim=1)
+    def _same_view(self, embeddings: Tensor, prototypes: Tensor) -> Targets:
+        """What the intact student makes of the class tokens of the same crops on one head, not centred (POA, Eq. 4)."""
+        with torch.autocast(embeddings.device.type, enabled=False):
+            probs = torch.softmax(embeddings.float() @ prototypes.float().T / self.student_temp, dim=1)
         index = torch.arange(len(probs), device=probs.device)
-        share = torch.cat([probs.new_full((rows,), 1 / max(rows, 1)) for rows in (num_global, num_local)])
-        scale = self.weight_es2 / len(self.head.num_prototypes)
-        return {
-            'L_ES2_global': Targets(probs, index[:num_global], share[:num_global], scale),
-            'L_ES2_local': Targets(probs, index[num_global:], share[num_global:], scale, start=num_global),
-        }
+        share = probs.new_full((len(probs),), 1 / len(probs))
+        return Targets(probs, index, share, self.weight_es2 / len(self.head.num_prototypes))
 
     def log(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
         """The terms of :meth:`loss_terms` as means over the heads, and ``L_IS``, ``L_ES1`` and ``L_ES2`` in all."""

@@ -326,7 +326,7 @@ def test_masks_hide_patches_from_the_students_only(make_poa):
     hidden = batch.masks.view(-1, 1, 4, 4).repeat_interleave(16, 2).repeat_interleave(16, 3)
     other = batch._replace(global_views=torch.where(hidden, batch.global_views + 1, batch.global_views))
     for subnet in (None, SUBNET):
-        assert_close(model.student_output(other, subnet), model.student_output(batch, subnet))
+        assert_close(model.student_output(other, subnet, 'global'), model.student_output(batch, subnet, 'global'))
     assert not torch.allclose(model.teacher_targets(other).cls[0], model.teacher_targets(batch).cls[0])
 
 
@@ -343,7 +343,7 @@ def test_batch_without_any_masked_patch(make_poa):
 def test_any_number_of_local_crops(make_poa, num_local):
     losses = make_poa().loss(**make_data(num_local=num_local))
     for name in ('L_IS', 'L_ES1', 'L_ES2'):
-        assert (losses[f'{name}_local'] > 0) == (num_local > 0)
+        assert (f'{name}_local' in losses) == (num_local > 0)
     assert losses['loss'].isfinite()
 
 
@@ -421,7 +421,8 @@ def test_teacher_stays_in_evaluation_mode(make_poa):
     batch = MultiCropBatch.collate(**make_data(), mask_grid=(4, 4), masked=True)
     first, second = model.teacher_targets(batch), model.teacher_targets(batch)
     assert all(map(torch.equal, first.cls + first.patch, second.cls + second.patch))
-    assert not torch.equal(model.student_output(batch, None).features, model.student_output(batch, None).features)
+    first, second = (model.student_output(batch, None, 'global').features for _ in range(2))
+    assert not torch.equal(first, second)
     model.eval()
     assert not any(module.training for module in model.modules())
 
