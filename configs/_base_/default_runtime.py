@@ -12,6 +12,7 @@ default_hooks = dict(
     checkpoint=dict(type='POACheckpointHook', by_epoch=False, interval=2000, max_keep_ckpts=3),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     nonfinite=dict(type='NonFiniteHook', max_in_a_row=10),
+    bad_data=dict(type='BadDataHook', max_share=0.01, min_images=1000),
     preemption=dict(type='PreemptionHook'),
     health=dict(type='RunHealthHook', interval=50),
 )

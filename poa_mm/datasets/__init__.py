@@ -1,6 +1,7 @@
 from .digits import Digits
 from .resumable import ResumableSampler, SeededDataset
 from .transforms import (
+    BadImageError,
     BlockMask,
     FastColorJitter,
     FastGaussianBlur,
@@ -9,9 +10,11 @@ from .transforms import (
     FastRandomGrayscale,
     FastRandomResizedCrop,
     RandomBackground,
+    SafeLoadImageFromFile,
 )
 
 __all__ = [
+    'BadImageError',
     'BlockMask',
     'Digits',
     'FastColorJitter',
@@ -22,5 +25,6 @@ __all__ = [
     'FastRandomResizedCrop',
     'RandomBackground',
     'ResumableSampler',
+    'SafeLoadImageFromFile',
     'SeededDataset',
 ]

@@ -14,6 +14,8 @@ from mmengine.registry import DATA_SAMPLERS, DATASETS
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from .transforms.loading import BadImageError
+
 # What randomness is for: the second number of a key of `seed_everything`, after the seed of the run.
 ORDER, SAMPLE, ITERATION = range(3)
 
@@ -97,11 +99,19 @@ class ResumableSampler(Sampler):
 class SeededDataset(Dataset):
     """Reads each sample of another dataset with the randomness that its :class:`Draw` names.
 
+    Where that raises a :class:`BadImageError`, a sample drawn at random takes its place. Which one follows from the
+    key, so that a run that is repeated or resumed has the same substitutes. The data sample of a substitute then has
+    ``bad_images`` among its metainfo, for :class:`~poa_mm.engine.BadDataHook`: a list with an entry for each image
+    that could not be used, a dict of its ``position`` in the run, ``index`` in the dataset, ``path`` and ``reason``.
+
     Args:
-        dataset: The other dataset, or its config.
+        dataset: The other dataset, or its config. Its samples are dicts with a data sample at ``data_samples``, as
+            ``PackInputs`` makes them.
+        max_substitutes: Substitutes that are tried for one sample before the error is raised. Default: 20.
     """
 
-    def __init__(self, dataset: Dataset | Mapping[str, Any]):
+    def __init__(self, dataset: Dataset | Mapping[str, Any], max_substitutes: int = 20):
+        self.max_substitutes = max_substitutes
         self.dataset = DATASETS.build(dataset) if isinstance(dataset, Mapping) else dataset
         self.metainfo = getattr(self.dataset, 'metainfo', None)
 
@@ -114,5 +124,19 @@ class SeededDataset(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, draw: Draw) -> Any:
+        index, bad = draw.index, []
         seed_everything(*draw.key)
-        return self.dataset[draw.index]
+        while True:
+            try:
+                sample = self.dataset[index]
+            except BadImageError as error:
+                bad.append(dict(position=draw.key[-1], index=index, path=error.path, reason=error.reason))
+                if len(bad) > self.max_substitutes:
+                    raise
+                seed_everything(*draw.key, len(bad))
+                index = int(np.random.randint(len(self)))
+            else:
+                break
+        if bad:
+            sample['data_samples'].set_metainfo(dict(bad_images=bad))
+        return sample

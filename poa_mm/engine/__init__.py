@@ -1,4 +1,6 @@
 from .hooks import (
+    BadDataError,
+    BadDataHook,
     NonFiniteError,
     NonFiniteHook,
     POACheckpointHook,
@@ -18,6 +20,8 @@ from .optimizers import (
 )
 
 __all__ = [
+    'BadDataError',
+    'BadDataHook',
     'LayerDecayOptimWrapperConstructor',
     'NonFiniteError',
     'NonFiniteHook',

@@ -23,7 +23,7 @@ blur = dict(type='FastGaussianBlur', magnitude_range=(0.1, 2.0), magnitude_std='
 global_crop = dict(type='FastRandomResizedCrop', scale=224, crop_ratio_range=(0.32, 1.0), interpolation='bicubic')
 local_crop = dict(type='FastRandomResizedCrop', scale=96, crop_ratio_range=(0.05, 0.32), interpolation='bicubic')
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='SafeLoadImageFromFile'),  # bad images: docs/reliability.md
     dict(
         type='FastMultiView',
         num_views=[1, 1, 8],

@@ -7,9 +7,11 @@ from .fast import (
     FastRandomGrayscale,
     FastRandomResizedCrop,
 )
+from .loading import BadImageError, SafeLoadImageFromFile
 from .random_background import RandomBackground
 
 __all__ = [
+    'BadImageError',
     'BlockMask',
     'FastColorJitter',
     'FastGaussianBlur',
@@ -18,4 +20,5 @@ __all__ = [
     'FastRandomGrayscale',
     'FastRandomResizedCrop',
     'RandomBackground',
+    'SafeLoadImageFromFile',
 ]

@@ -1,3 +1,4 @@
+from .bad_data_hook import BadDataError, BadDataHook
 from .checkpoint_hook import POACheckpointHook
 from .nonfinite_hook import NonFiniteError, NonFiniteHook
 from .poa_schedule_hook import POAScheduleHook
@@ -8,6 +9,8 @@ from .supernet_checkpoint_hook import SupernetCheckpointHook
 from .teacher_ema_hook import TeacherEMAHook
 
 __all__ = [
+    'BadDataError',
+    'BadDataHook',
     'NonFiniteError',
     'NonFiniteHook',
     'POACheckpointHook',
