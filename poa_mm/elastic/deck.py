@@ -59,13 +59,21 @@ class SubnetDeck:
 
     def deal(self) -> Subnet:
         """The next card."""
-        shuffle, position = divmod(self.dealt, len(self.cards))
+        self.dealt += 1
+        return self._card(self.dealt - 1)
+
+    @property
+    def last(self) -> Subnet | None:
+        """The card dealt last; None before the first."""
+        return self._card(self.dealt - 1) if self.dealt else None
+
+    def _card(self, number: int) -> Subnet:
+        shuffle, position = divmod(number, len(self.cards))
         if self._shuffle_of != (self.seed, shuffle):
             self._shuffled = list(self.cards)
             # Seeding with text goes through SHA-512: the same on every Python and platform.
             random.Random(f'subnet-deck/{self.seed}/{self.rank}/{shuffle}').shuffle(self._shuffled)
             self._shuffle_of = (self.seed, shuffle)
-        self.dealt += 1
         return self._shuffled[position]
 
     def state_dict(self) -> dict[str, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 
@@ -91,22 +90,15 @@ class NonFiniteHook(Hook):
 def describe_iteration(runner: Runner, data_batch: dict, outputs: dict) -> dict:
     """What an iteration of this rank computed, as plain data; numbers that are not finite are text."""
     samples = data_batch.get('data_samples') or []
+    deck = getattr(model_of(runner), 'deck', None)
     return dict(
         iteration=runner.iter,
         rank=get_rank(),
-        subnet=_last_dealt(runner),
+        subnet=str(deck.last) if deck and deck.last else None,
         losses={name: _number(value) for name, value in (outputs or {}).items()},
         sample_idx=[sample.get('sample_idx') for sample in samples],
         img_path=[sample.get('img_path') for sample in samples],
     )
-
-
-def _last_dealt(runner: Runner) -> str | None:
-    deck = copy.copy(getattr(model_of(runner), 'deck', None))
-    if deck is None or deck.dealt == 0:
-        return None
-    deck.dealt -= 1
-    return str(deck.deal())
 
 
 def _number(value: Tensor | float) -> float | str:

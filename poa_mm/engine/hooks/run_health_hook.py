@@ -9,8 +9,20 @@ from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from torch import nn
+
+from poa_mm.elastic import Subnet
+
+from .model import model_of
 
 ENTROPY = re.compile(r'train/teacher_entropy_(\d+)')
+
+
+def size_classes(backbone: nn.Module) -> dict[Subnet, str]:
+    """The third of its space, ordered by parameters, that each subnet belongs to: small, medium or large."""
+    ordered = sorted(backbone.space, key=lambda subnet: backbone.cost(subnet).params)
+    names = ('small', 'medium', 'large')
+    return {subnet: names[3 * place // len(ordered)] for place, subnet in enumerate(ordered)}
 
 
 @HOOKS.register_module()
@@ -24,6 +36,9 @@ class RunHealthHook(Hook):
     If the model's loss returns ``teacher_entropy_{K}``, the mean entropy in nats of the teacher's targets on the head
     with K prototypes, its mean over these iterations is held against its bounds: at 0 each target is one prototype
     (commonly the same one), at log K all targets are uniform, and in both cases there is nothing to learn.
+
+    ``loss_small``, ``loss_medium`` and ``loss_large`` are the loss of the iterations whose elastic student was among
+    the smallest, middle or largest third of the subnets by parameters; mmengine logs their mean over its window.
 
     A warning is given when something goes wrong, and again only after it was well in between.
 
@@ -63,10 +78,15 @@ class RunHealthHook(Hook):
         self._warned: set[str] = set()
         self._first = runner.iter
         self._times: list[tuple[float, float]] = []
+        deck = getattr(model_of(runner), 'deck', None)
+        self._size_class = size_classes(model_of(runner).backbone) if deck else {}
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Note the times; look at the run every ``interval`` iterations."""
         hub = runner.message_hub
+        if self._size_class and 'loss' in (outputs or {}):
+            name = self._size_class[model_of(runner).deck.last]
+            hub.update_scalar(f'train/loss_{name}', float(outputs['loss']))
         if runner.iter > self._first and 'train/time' in hub.log_scalars:
             self._times.append(tuple(hub.get_scalar(f'train/{name}').current() for name in ('time', 'data_time')))
         if self.every_n_train_iters(runner, self.interval):

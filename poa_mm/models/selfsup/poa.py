@@ -30,9 +30,20 @@ class TeacherTargets(NamedTuple):
     cls: list[Tensor]
     patch: list[Tensor]
 
-    def entropies(self) -> dict[str, Tensor]:
-        """Mean entropy of the class targets in nats by the number of prototypes: ``teacher_entropy_{K}``."""
-        return {f'teacher_entropy_{cls.shape[1]}': torch.special.entr(cls).sum(dim=1).mean() for cls in self.cls}
+    def health(self) -> dict[str, Tensor]:
+        """What tells a collapse, of the class targets of a head with K prototypes.
+
+        Returns:
+            ``teacher_entropy_{K}``, their mean entropy in nats, and ``prototypes_in_use_{K}``, how many prototypes are
+            the most likely one of some crop: 1 to ``2B``.
+        """
+        health = {}
+        for cls in self.cls:
+            number = cls.shape[1]
+            health[f'teacher_entropy_{number}'] = torch.special.entr(cls).sum(dim=1).mean()
+            used = cls.new_zeros(number).index_fill_(0, cls.argmax(dim=1), 1)  # unique() would wait for the device
+            health[f'prototypes_in_use_{number}'] = used.sum()
+        return health
 
 
 class StudentOutput(NamedTuple):
@@ -184,7 +195,7 @@ class POA(BaseSelfSupervisor):
         Returns:
             ``loss``, to be minimised, and its terms for the log: ``L_IS``, ``L_ES1``, ``L_ES2``, each with
             its parts (``L_IS_global``, ``L_IS_local``, ``L_IS_patch`` ..), means over the heads, ``koleo``, and of
-            each head ``teacher_entropy_{K}``, the mean entropy of its class targets in nats, from 0 to log K.
+            each head ``teacher_entropy_{K}`` and ``prototypes_in_use_{K}`` (:meth:`TeacherTargets.health`).
 
         Raises:
             TypeError, ValueError: If the batch breaks the contract.
@@ -197,7 +208,7 @@ class POA(BaseSelfSupervisor):
         targets = self.teacher_targets(batch)
         subnet = self.deck.deal() if self.runs_elastic else None
         total, terms = self.loss_terms(batch, targets, subnet)
-        return {'loss': total, **self.log(terms), **targets.entropies()}
+        return {'loss': total, **self.log(terms), **targets.health()}
 
     @torch.no_grad()
     def teacher_targets(self, batch: MultiCropBatch) -> TeacherTargets:

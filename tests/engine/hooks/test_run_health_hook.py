@@ -3,10 +3,15 @@ import re
 from types import SimpleNamespace
 
 import pytest
+import torch
 from mmengine.hooks import Hook
 from mmengine.logging import MessageHub
+from mmengine.registry import MODELS
 
 from poa_mm.engine import RunHealthHook
+from poa_mm.engine.hooks.run_health_hook import size_classes
+
+SIZES = ('small', 'medium', 'large')
 
 
 @pytest.fixture
@@ -15,6 +20,7 @@ def runner(request):
     warnings = []
     return SimpleNamespace(
         iter=0,
+        model=torch.nn.Linear(1, 1),
         message_hub=MessageHub.get_instance(request.node.name),
         train_dataloader=SimpleNamespace(batch_size=8),
         logger=SimpleNamespace(warning=warnings.append),
@@ -96,7 +102,42 @@ def test_in_a_run(run_config, build_runner):
     run_config.custom_hooks.append(dict(type='RunHealthHook', interval=2))
     logged = Logged()
     build_runner(run_config, [logged]).train()
-    assert {'train/images_per_s', 'train/data_wait'} <= logged.names
+    assert {'train/images_per_s', 'train/data_wait', 'train/prototypes_in_use_16'} <= logged.names
+
+
+class Dealt(Hook):
+    """Notes subnet and loss of every iteration."""
+
+    def before_train(self, runner):
+        self.seen = []
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.seen.append((runner.model.deck.last, float(outputs['loss'])))
+
+    def after_train(self, runner):
+        scalars = runner.message_hub.log_scalars
+        self.logged = {name: scalars[f'train/loss_{name}'].data[0] for name in SIZES if f'train/loss_{name}' in scalars}
+
+
+def test_loss_by_size_of_the_elastic_student(run_config, build_runner):
+    run_config.custom_hooks.append(dict(type='RunHealthHook'))
+    run_config.train_cfg.max_iters = 8
+    dealt = Dealt()
+    runner = build_runner(run_config, [dealt])
+    runner.train()
+    classes = size_classes(runner.model.backbone)
+    assert len(dealt.logged) > 1
+    for name, losses in dealt.logged.items():
+        assert losses.tolist() == pytest.approx([loss for subnet, loss in dealt.seen if classes[subnet] == name])
+    assert sum(map(len, dealt.logged.values())) == 8
+
+
+def test_size_classes(run_config):
+    backbone = MODELS.build(run_config.model.backbone)
+    classes = size_classes(backbone)
+    sizes = {name: [backbone.cost(subnet).params for subnet in classes if classes[subnet] == name] for name in SIZES}
+    assert [len(sizes[name]) for name in SIZES] == [2, 2, 2]
+    assert max(sizes['small']) <= min(sizes['medium']) and max(sizes['medium']) <= min(sizes['large'])
 
 
 @pytest.mark.parametrize('options', [dict(interval=0), dict(max_data_wait=1.0), dict(entropy_margin=0.5)])

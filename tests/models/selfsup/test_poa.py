@@ -14,6 +14,7 @@ from poa_mm.deploy.public_checkpoint import convert_public_state_dict
 from poa_mm.elastic import Subnet
 from poa_mm.models import POA, MeanCentering
 from poa_mm.models.selfsup.batch import MultiCropBatch
+from poa_mm.models.selfsup.poa import TeacherTargets
 
 BACKBONE = dict(
     type='ElasticVisionTransformer',
@@ -141,7 +142,7 @@ def test_golden_gradients(golden_step, imported):
 
 IS, ES1, ES2 = ({f'L_{name}', f'L_{name}_global', f'L_{name}_local'} for name in ('IS', 'ES1', 'ES2'))
 PATCH = {'L_IS_patch', 'L_ES1_patch'}
-ENTROPIES = {'teacher_entropy_64', 'teacher_entropy_128'}
+HEALTH = {f'{name}_{number}' for name in ('teacher_entropy', 'prototypes_in_use') for number in (64, 128)}
 INTACT, ELASTIC, TARGET = ('intact', True), ('elastic', True), ('intact', False)
 ABLATIONS = {
     'everything': ({}, [INTACT, ELASTIC], IS | ES1 | ES2 | PATCH | {'koleo'}),
@@ -177,7 +178,7 @@ def test_only_what_is_needed_runs(ablation):
     model.backbone.extract_features = spy
     losses = model.loss(**make_data())
     assert ran == [student for student in ablation.students for _ in ('global views', 'local views')]
-    assert set(losses) == ablation.terms | ENTROPIES | {'loss'}
+    assert set(losses) == ablation.terms | HEALTH | {'loss'}
     assert (model.deck is not None) == model.runs_elastic == (ELASTIC in ablation.students)
 
 
@@ -376,12 +377,22 @@ def test_entropy_of_the_targets(make_poa):
     """Of the targets that the students learn from; log K where they are uniform."""
     model = make_poa()
     batch = MultiCropBatch.collate(**make_data(), mask_grid=(4, 4), masked=True)
-    for target, entropy in zip(model.teacher_targets(batch).cls, model.teacher_targets(batch).entropies().values()):
-        assert_close(entropy, torch.distributions.Categorical(target).entropy().mean())
+    targets = model.teacher_targets(batch)
+    health = targets.health()
+    for number, target in zip((64, 128), targets.cls):
+        entropy = torch.distributions.Categorical(target).entropy().mean()
+        assert_close(health[f'teacher_entropy_{number}'], entropy)
+        assert health[f'prototypes_in_use_{number}'] == len(set(target.argmax(dim=1).tolist()))
     sharp, soft = (make_poa(teacher_temp=temp).loss(**make_data()) for temp in (1e-3, 1e3))
     for number in (64, 128):
         assert 0 <= sharp[f'teacher_entropy_{number}'] < soft[f'teacher_entropy_{number}'] - 0.5
         assert_close(soft[f'teacher_entropy_{number}'].item(), math.log(number), rtol=1e-3, atol=0)
+
+
+def test_prototypes_in_use():
+    same, other = torch.eye(8)[[3, 3, 3, 3]], torch.eye(16)[[0, 5, 5, 9]]
+    health = TeacherTargets([same, other], []).health()
+    assert health['prototypes_in_use_8'] == 1 and health['prototypes_in_use_16'] == 3
 
 
 def test_class_and_patch_targets_are_centred_apart(make_poa):
