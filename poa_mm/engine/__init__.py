@@ -18,10 +18,12 @@ from .optimizers import (
     POAOptimWrapper,
     POAOptimWrapperConstructor,
 )
+from .strategy import FullyShardStrategy
 
 __all__ = [
     'BadDataError',
     'BadDataHook',
+    'FullyShardStrategy',
     'LayerDecayOptimWrapperConstructor',
     'NonFiniteError',
     'NonFiniteHook',

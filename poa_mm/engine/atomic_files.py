@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -77,7 +78,27 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+def replace_folder(temporary: Path, folder: Path) -> None:
+    """Give a folder, whose files are synced, its name; another one that had it is removed."""
+    old = folder.with_name(TEMPORARY.format(f'old.{folder.name}'))
+    remove(old)
+    if folder.exists():
+        folder.rename(old)
+    temporary.rename(folder)
+    _sync_folder(folder.parent)
+    remove(old)
+
+
+def remove(path: str | os.PathLike) -> None:
+    """Remove a file or a folder, if it is there."""
+    path = Path(path)
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def remove_temporaries(folder: str | os.PathLike) -> None:
     """Remove what killed runs have left of checkpoints; nobody else may be writing into the folder."""
     for path in Path(folder).glob(TEMPORARY.format('*.pth')):
-        path.unlink(missing_ok=True)
+        remove(path)

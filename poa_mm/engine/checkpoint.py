@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import pickle
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 SUPERNET_KEY = 'poa'
 FORMAT = 1
 TEACHER = 'teacher.backbone.'
+SHARDED = 'checkpoint.pth'  # in the folder of a sharded checkpoint: all but the tensors
 
 
 class CheckpointError(ValueError):
@@ -167,8 +169,9 @@ def read_checkpoint(path: str | os.PathLike, weights: bool = True) -> dict[str, 
     numbers (:class:`History`). Single numbers of numpy become Python's.
 
     Args:
-        path: A file of ``torch.save`` (``.pth``, ``.pt``) or a ``.safetensors`` file, which becomes
-            ``{'state_dict': tensors, 'meta': metadata}``.
+        path: A file of ``torch.save`` (``.pth``, ``.pt``), a ``.safetensors`` file, which becomes
+            ``{'state_dict': tensors, 'meta': metadata}``, or the folder of a sharded checkpoint
+            (:func:`~poa_mm.engine.sharded_checkpoint.read_sharded`).
         weights: Read what the tensors hold, and compare a sealed file with its SHA-256. Otherwise the tensors of
             a file of ``torch.save`` are on the device ``meta``, which takes milliseconds. Default: ``True``.
 
@@ -177,6 +180,10 @@ def read_checkpoint(path: str | os.PathLike, weights: bool = True) -> dict[str, 
             tensors and plain data.
     """
     path = Path(path)
+    if is_sharded(path):
+        from .sharded_checkpoint import read_sharded  # which reads the file in the folder by this function
+
+        return read_sharded(path, weights)
     _check_is_file(path)
     if weights and _sealed_with(path) is not None:
         check_integrity(path)
@@ -184,6 +191,11 @@ def read_checkpoint(path: str | os.PathLike, weights: bool = True) -> dict[str, 
     if not isinstance(content, dict):
         raise CheckpointError(f'{path}: expected a dict, found {type(content).__name__}')
     return content
+
+
+def is_sharded(path: str | os.PathLike) -> bool:
+    """Whether ``path`` is the folder of a sharded checkpoint."""
+    return Path(path, SHARDED).is_file()
 
 
 def _check_is_file(path: Path) -> None:
@@ -229,7 +241,8 @@ def _read_torch(path: Path, weights: bool) -> Any:
 
 
 def file_sha256(path: str | os.PathLike) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """SHA-256 of a file, in hexadecimal; of a sharded checkpoint, that of the file in it that holds all others'."""
+    path = Path(path, SHARDED) if is_sharded(path) else path
     return _sha256_of(path, Path(path).stat().st_size)
 
 
@@ -278,12 +291,19 @@ def _sealed_with(path: Path) -> str | None:
 def check_integrity(path: str | os.PathLike) -> None:
     """Check that a file of ``torch.save`` holds what was written, bit by bit.
 
-    A sealed one is compared with its SHA-256, any other with the CRC-32 of each of its tensors.
+    A sealed one is compared with its SHA-256, any other with the CRC-32 of each of its tensors, and each file of a
+    sharded checkpoint with its SHA-256.
 
     Raises:
         CheckpointError: If it does not, or is no such file.
     """
     path = Path(path)
+    if is_sharded(path):
+        check_integrity(path / SHARDED)
+        for name, digest in read_checkpoint(path / SHARDED).get('files', {}).items():
+            if not (path / name).is_file() or file_sha256(path / name) != digest:
+                raise CheckpointError(f'{path / name}: is damaged: its SHA-256 is not the one it was written with')
+        return
     _check_is_file(path)
     if (seal := _sealed_with(path)) is not None:
         if _sha256_of(path, path.stat().st_size - DIGEST) != seal:
@@ -441,7 +461,7 @@ def _check_same_network(described: nn.Module, given: nn.Module, path: str | os.P
     """Find what the shapes of the weights do not show, such as the number of heads."""
     expected, found = (
         network.extract(network.space.largest)[0] | {name: getattr(network, name) for name in network.elastic_options}
-        for network in (described, given)
+        for network in (described, _without_weights(given))
     )
     wrong = [
         f'{key} is {found.get(key)!r}, in the checkpoint {expected.get(key)!r}'
@@ -450,6 +470,15 @@ def _check_same_network(described: nn.Module, given: nn.Module, path: str | os.P
     ]
     if wrong:
         raise CheckpointError(f'{path}: the given config is not that of the checkpoint: {"; ".join(wrong)}')
+
+
+def _without_weights(network: nn.Module) -> nn.Module:
+    """A copy with parameters on the device ``meta``, whatever they are in ``network``, shards for instance."""
+    params = {
+        id(param): nn.Parameter(torch.empty(param.shape, device='meta'), param.requires_grad)
+        for param in network.parameters()
+    }
+    return copy.deepcopy(network, params)
 
 
 def check_state(expected: Mapping[str, Tensor], found: Mapping[str, Any], what: str) -> None:

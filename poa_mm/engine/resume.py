@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner import CheckpointLoader
 from torch import nn
@@ -26,6 +25,7 @@ from .checkpoint import (
     read_checkpoint,
     shorten,
 )
+from .main_process import on_main
 
 SCHEME = 'poa://'
 NAME = re.compile(r'(?:iter|epoch)_(\d+)\.pth')
@@ -50,7 +50,7 @@ def set_start(cfg: Config, resume: str | None = None) -> Path | None:
     if resume is None and cfg.get('resume') and not cfg.get('load_from'):
         resume = 'auto'
     if resume == 'auto':
-        latest = _agreed(cfg.work_dir)
+        latest = on_main(find_resumable, cfg.work_dir)
         cfg.resume = latest is not None
         cfg.load_from = str(latest) if latest else cfg.get('load_from')
     elif resume is not None:
@@ -62,20 +62,6 @@ def set_start(cfg: Config, resume: str | None = None) -> Path | None:
     read_checkpoint(path, weights=False)
     cfg.load_from = f'{SCHEME}{path}'
     return path if cfg.get('resume') else None
-
-
-def _agreed(work_dir: str | os.PathLike) -> Path | None:
-    """What :func:`find_resumable` says on rank 0, on every rank: the answer or the error."""
-    answer: list[Any] = [None]
-    if is_main_process():
-        try:
-            answer = [find_resumable(work_dir)]
-        except CheckpointError as error:
-            answer = [error]
-    broadcast_object_list(answer)
-    if isinstance(answer[0], CheckpointError):
-        raise answer[0]
-    return answer[0]
 
 
 # --- the newest good checkpoint --------------------------------------------------------------
@@ -115,7 +101,7 @@ def _candidates(work_dir: Path) -> list[Path]:
     """Checkpoints of a run, the newest first."""
     pointer = work_dir / 'last_checkpoint'
     last = _named_by(pointer)
-    folder = last.parent if last and last.is_file() else work_dir
+    folder = last.parent if last and last.exists() else work_dir
     numbers = {path: int(match[1]) for path in folder.glob('*.pth') if (match := NAME.fullmatch(path.name))}
     if last is not None:
         if match := NAME.fullmatch(last.name):
@@ -123,7 +109,7 @@ def _candidates(work_dir: Path) -> list[Path]:
             written = pointer.stat().st_mtime_ns
             limit = int(match[1])
             numbers = {path: n for path, n in numbers.items() if n <= limit or path.stat().st_mtime_ns >= written}
-        elif last.is_file():
+        elif last.exists():
             return [last, *sorted(numbers, key=numbers.get, reverse=True)]
     return sorted(numbers, key=numbers.get, reverse=True)
 
@@ -137,9 +123,9 @@ def _named_by(pointer: Path) -> Path | None:
         _warn(f'{pointer} is blank: looking for the newest checkpoint beside it')
         return None
     last = Path(text)
-    if not last.is_file():
+    if not last.exists():
         last = pointer.with_name(last.name)
-    if not last.is_file():
+    if not last.exists():
         _warn(f'{pointer} names {text}, which is not there: looking for the newest checkpoint beside it')
     return last
 
@@ -153,11 +139,7 @@ def _warn(message: str) -> None:
 
 @CheckpointLoader.register_scheme(SCHEME, force=True)
 def load_from_poa(filename: str, map_location: Any = None) -> dict[str, Any]:
-    """What mmengine's Runner resumes from or loads: ``load_from='poa://PATH'``.
-
-    Tensors, and logs as far as they are numbers. Left out is what a Runner would execute (the config of the
-    earlier run), and names of files outside the checkpoint's folder, which it would delete when better
-    ones are there.
+    """What mmengine's Runner resumes from or loads: ``load_from='poa://PATH'``; see :func:`read_run`.
 
     Args:
         filename: Path of a local file, after ``poa://``.
@@ -166,8 +148,25 @@ def load_from_poa(filename: str, map_location: Any = None) -> dict[str, Any]:
     Raises:
         CheckpointError: As :func:`~poa_mm.engine.checkpoint.read_checkpoint`.
     """
-    path = Path(filename.removeprefix(SCHEME))
-    content = read_checkpoint(path)
+    return read_run(filename.removeprefix(SCHEME))
+
+
+def read_run(path: str | os.PathLike, weights: bool = True) -> dict[str, Any]:
+    """What a checkpoint says of a run.
+
+    Tensors, and logs as far as they are numbers. Left out is what a Runner would execute (the config of the
+    earlier run), and names of files outside the checkpoint's folder, which it would delete when better
+    ones are there.
+
+    Args:
+        path: A local file, or a folder of :func:`~poa_mm.engine.sharded_checkpoint.save_sharded`.
+        weights: As of :func:`~poa_mm.engine.checkpoint.read_checkpoint`. Default: ``True``.
+
+    Raises:
+        CheckpointError: As :func:`~poa_mm.engine.checkpoint.read_checkpoint`.
+    """
+    path = Path(path)
+    content = read_checkpoint(path, weights)
     if isinstance(content.get('meta'), dict):
         content['meta'].pop('config', None)  # text of Python, which Runner.resume executes
     hub = content.get('message_hub')

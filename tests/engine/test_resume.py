@@ -11,7 +11,7 @@ from mmengine.runner import CheckpointLoader
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
-from poa_mm.engine import resume
+from poa_mm.engine import main_process, resume
 from poa_mm.engine.checkpoint import CheckpointError, read_checkpoint
 from poa_mm.engine.hooks.model import model_of
 from poa_mm.engine.resume import check_resumable, find_resumable, load_from_poa, set_start
@@ -223,20 +223,20 @@ class Ranks:
 
     def __init__(self, monkeypatch, rank, said=None):
         self.rank, self.said = rank, said
-        monkeypatch.setattr(resume, 'is_main_process', lambda: rank == 0)
-        monkeypatch.setattr(resume, 'broadcast_object_list', self.broadcast)
+        monkeypatch.setattr(main_process, 'is_main_process', lambda: rank == 0)
+        monkeypatch.setattr(main_process, 'broadcast_object_list', self.broadcast)
 
     def broadcast(self, answer):
         if self.rank == 0:
-            self.said = answer[0]
-        answer[0] = self.said
+            self.said = list(answer)
+        answer[:] = self.said
 
 
 def test_rank_0_decides(folder, monkeypatch):
     said = Ranks(monkeypatch, 0)
     path = set_start(Config(dict(work_dir=str(folder))), 'auto')
-    assert path == said.said == folder / 'iter_3.pth'
-    Ranks(monkeypatch, 1, said=folder / 'iter_2.pth')
+    assert path == said.said[0] == folder / 'iter_3.pth'
+    Ranks(monkeypatch, 1, said=[folder / 'iter_2.pth', None])
     assert set_start(Config(dict(work_dir='unseen')), 'auto') == folder / 'iter_2.pth'
 
 

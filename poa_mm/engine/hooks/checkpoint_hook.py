@@ -92,7 +92,9 @@ class POACheckpointHook(CheckpointHook):
             write_file(Path(runner.work_dir, 'last_checkpoint'), [str(self.last_ckpt).encode()])
             for old in kept[: -self.max_keep_ckpts]:
                 path = self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old))
-                if self.file_backend.isfile(path):
+                if self.file_backend.isdir(path):  # a sharded one
+                    self.file_backend.rmtree(path)
+                elif self.file_backend.isfile(path):
                     self.file_backend.remove(path)
         if self.max_keep_ckpts > 0:
             self.keep_ckpt_ids = deque(kept, self.max_keep_ckpts)

@@ -50,7 +50,7 @@ class SupernetCheckpointHook(Hook):
                 part.load_state_dict(self._loaded[name])
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Add the entry ``poa``. Runs on rank 0 only, where all state is that of all ranks."""
+        """Add the entry ``poa``. Runs on rank 0, if not on all: all state is that of all ranks."""
         # The two places where mmengine's Runner looks for a data preprocessor.
         model = {'data_preprocessor': runner.cfg.get('data_preprocessor') or {}, **runner.cfg.model}
         entry = describe_supernet(model)
