@@ -181,3 +181,20 @@ def test_two_ranks_are_not_resumed_by_one(tmp_path):
     assert 'run with 2 ranks and batches of 8, this one has 1 and 8' in done.stderr
     done = runs.run('--resume', options=['train_cfg.allow_other_ranks=True'])
     assert done.returncode == 0, done.stderr
+
+
+def test_two_ranks_agree_while_every_width_and_depth_trains(tmp_path):
+    """The demo's recipe, each rank with a deck of its own: one set of weights, which all of the space has a part in."""
+    runs, iterations = Runs(tmp_path / 'run', 2, workers=0, interval=1000), 12
+    done = runs.run(options=[f'train_cfg.max_iters={iterations}'])
+    assert done.returncode == 0, done.stderr
+    records = [[runs.record(rank, iteration) for iteration in range(iterations)] for rank in (0, 1)]
+    for first, second in zip(*records):
+        assert_close(first['weights'], second['weights'], rtol=0, atol=0)
+        assert first['indices'] != second['indices']
+    dealt = [record['subnet'] for rank in records for record in rank]
+    assert {width for width, _ in dealt} == {48, 64, 80, 96}
+    assert {depth for _, depth in dealt} == {3, 4, 5, 6}
+    start, end = records[0][0]['weights'], records[0][-1]['weights']
+    still = [name for name in start if start[name].is_floating_point() and torch.equal(start[name], end[name])]
+    assert not still
