@@ -1,10 +1,13 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from image_files import bad_files, encoded, photo
 from mmengine.hooks import Hook
+from mmengine.logging import MessageHub
+from torch import distributed, multiprocessing
 
 from poa_mm.engine import BadDataError, BadDataHook
 
@@ -125,3 +128,41 @@ def test_good_images_leave_no_list(config, train):
 def test_limits_are_checked(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         BadDataHook(**options)
+
+
+# --- over two processes ---
+
+
+def hook_of_rank(rank, folder):
+    """What rank ``rank`` of two, with 4 images each an iteration, knows of bad images that rank 1 alone has."""
+    init = f'file://{folder}/rendezvous'
+    distributed.init_process_group('gloo', init_method=init, rank=rank, world_size=2)
+    runner = SimpleNamespace(
+        iter=0,
+        work_dir=folder,
+        train_loop=SimpleNamespace(samples_before=lambda iteration: 8 * iteration),
+        message_hub=MessageHub.get_instance('two_ranks'),
+        logger=SimpleNamespace(warning=lambda text: None),
+    )
+    hook = BadDataHook(max_share=0.1, min_images=20)
+    hook.before_train(runner)
+    counts, error = [], None
+    for runner.iter, bad in enumerate(([], [9], [21, 17])):
+        bad = [dict(position=position, index=position, path='x.jpg', reason='empty') for position in bad]
+        samples = [{'bad_images': bad if rank else []}, {}]
+        try:
+            hook.before_train_iter(runner, runner.iter, dict(data_samples=samples))
+        except BadDataError as found:
+            error = str(found)
+        counts.append(int(runner.message_hub.get_scalar('train/bad_images').current()))
+    torch.save((counts, error), f'{folder}/rank{rank}.pt')
+    distributed.barrier()  # and no destroy_process_group: with gloo of torch 2.1 it may wait for ever
+
+
+def test_all_ranks_count_and_stop_together(tmp_path):
+    multiprocessing.spawn(hook_of_rank, (str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f'rank{rank}.pt') for rank in range(2))
+    assert first == second
+    assert first[0] == [0, 1, 3]
+    assert '3 of 27 images (11.1%)' in first[1]
+    assert [entry['position'] for entry in listed(tmp_path)] == [9, 17, 21]
