@@ -173,7 +173,7 @@ def test_mmengine_reads_through_the_same_reader(path, monkeypatch):
     model = Model(pretrained(path))
     load_pretrained(model)
     content = dict(state_dict=vit().state_dict())
-    monkeypatch.setattr(resume, 'read_checkpoint', lambda path: content)
+    monkeypatch.setattr(resume, 'read_checkpoint', lambda path, weights: content)
     monkeypatch.setattr(torch, 'load', lambda *args, **options: pytest.fail('mmengine has unpickled the file'))
     model.init_weights()
     assert_close(dict(model.backbone.state_dict()), dict(content['state_dict']))
