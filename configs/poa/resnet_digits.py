@@ -10,7 +10,8 @@ beside other work); before, it is 0.585 for all subnets alike, as their residual
     12         0.824    0.821    0.816    0.824    0.819    0.816
     16         0.819    0.819    0.824    0.819    0.819    0.819
 
-Another order of the same data gave 0.830 to 0.852. The recipe is that of `vitt_digits.py` with the teacher's temperatures of `swint_digits.py`.
+Another order of the same data gave 0.830 to 0.852. The recipe is that of `vitt_digits.py` with the teacher's
+temperatures of `swint_digits.py`.
 """
 
 _base_ = './swint_digits.py'
