@@ -32,7 +32,13 @@ class StagedFiles:
         return self
 
     def add(self, name: str, write: Callable[[Path], object]) -> None:
-        """Let ``write(path)`` write the file that will be called ``name``."""
+        """Let ``write(path)`` write the file that will be called ``name``.
+
+        Raises:
+            ValueError: If ``name`` is more than the name of a file, so that nothing gets out of the folder.
+        """
+        if Path(name).name != name or name in ('', '..'):
+            raise ValueError(f'{name!r} is not the name of a file in {self.folder}')
         temporary = self.folder / f'.{name}.{os.getpid()}.tmp'
         self._staged[self.folder / name] = temporary
         temporary.touch()

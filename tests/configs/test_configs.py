@@ -152,7 +152,7 @@ def test_batch_and_masks_of_the_recipe(recipe):
     expected, cfg = recipe
     assert cfg.gpus * cfg.train_dataloader.batch_size == expected.batch
     load, views, mask, _ = cfg.train_dataloader.dataset.pipeline
-    assert (load.type, views.num_views) == ('LoadImageFromFile', [1, 1, 8])
+    assert (load.type, views.num_views) == ('SafeLoadImageFromFile', [1, 1, 8])
     assert (tuple(mask.ratio), mask.prob) == (expected.mask_ratio, 0.5)
 
 

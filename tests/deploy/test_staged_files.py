@@ -23,3 +23,10 @@ def test_a_folder_that_is_a_file(tmp_path):
     (tmp_path / 'out').write_text('')
     with pytest.raises(OSError), StagedFiles(tmp_path / 'out'):
         pass
+
+
+@pytest.mark.parametrize('name', ['../one', '/tmp/one', 'a/one', '..', ''])
+def test_nothing_gets_out_of_the_folder(tmp_path, name):
+    with pytest.raises(ValueError, match='is not the name of a file'), StagedFiles(tmp_path / 'out') as files:
+        files.add(name, lambda path: path.write_text('1'))
+    assert not list(tmp_path.iterdir())
