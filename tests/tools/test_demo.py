@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / 'tools'))
 import demo
 
 
-@pytest.mark.parametrize('name', ['vitt_digits', 'swint_digits', 'resnet_digits'])
+@pytest.mark.parametrize('name', ['vitt_digits', *(pytest.param(name, marks=pytest.mark.slow) for name in ('swint_digits', 'resnet_digits'))])
 def test_demo_in_small(name, tmp_path, monkeypatch, capsys):
     config = demo.CONFIG.with_stem(name)
     options = ['train_cfg.max_iters=2', 'train_dataloader.batch_size=8', 'log_level=ERROR']

@@ -159,6 +159,7 @@ def hook_of_rank(rank, folder):
     distributed.barrier()  # and no destroy_process_group: with gloo of torch 2.1 it may wait for ever
 
 
+@pytest.mark.slow
 def test_all_ranks_count_and_stop_together(tmp_path):
     multiprocessing.spawn(hook_of_rank, (str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f'rank{rank}.pt') for rank in range(2))

@@ -60,7 +60,7 @@ def worker(rank, world_size, folder, centering):
     dist.barrier()  # and no destroy_process_group, which may hang with gloo on torch 2.1
 
 
-@pytest.mark.parametrize('centering', ['SinkhornKnopp', 'MeanCentering'])
+@pytest.mark.parametrize('centering', ['SinkhornKnopp', pytest.param('MeanCentering', marks=pytest.mark.slow)])
 def test_loss_and_gradients_of_two_ranks(tmp_path, centering):
     centering = dict(type=centering)
     mp.spawn(worker, (2, str(tmp_path), centering), nprocs=2)
