@@ -9,8 +9,10 @@ from mmengine.registry import MODELS
 sys.path.insert(0, str(Path(__file__).parents[2] / 'tools'))
 import demo
 
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ('swint_digits', 'resnet_digits')]
 
-@pytest.mark.parametrize('name', ['vitt_digits', *(pytest.param(name, marks=pytest.mark.slow) for name in ('swint_digits', 'resnet_digits'))])
+
+@pytest.mark.parametrize('name', ['vitt_digits', *OTHERS])
 def test_demo_in_small(name, tmp_path, monkeypatch, capsys):
     config = demo.CONFIG.with_stem(name)
     options = ['train_cfg.max_iters=2', 'train_dataloader.batch_size=8', 'log_level=ERROR']

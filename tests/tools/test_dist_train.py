@@ -119,7 +119,10 @@ def run_on(processes, name, folder):
     return torch.load(folder / 'loss.pth'), [torch.load(folder / f'rank{rank}.pth') for rank in range(processes)]
 
 
-@pytest.mark.parametrize('name', ['vitt_digits', *(pytest.param(name, marks=pytest.mark.slow) for name in ('swint_digits', 'resnet_digits'))])
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ('swint_digits', 'resnet_digits')]
+
+
+@pytest.mark.parametrize('name', ['vitt_digits', *OTHERS])
 @pytest.mark.skipif(torch.cuda.is_available(), reason='about machines without a GPU')
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason='needs 2 processors')
 def test_two_processes_train_as_one_and_agree(name, tmp_path):
