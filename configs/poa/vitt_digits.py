@@ -11,9 +11,9 @@
 | the worst of all 16 | 0.942 | 0.953 | 0.953 |
 | untrained, worst to best | 0.09-0.15 | 0.07-0.14 | 0.09-0.15 |
 
-Seeds 1 and 2 are of earlier code, which read the data in another order. Sums in another order move single scores by
-0.01 and, once, 0.02. For scale: the 64 pixels
-themselves, without any network, score 0.981. The demo shows that all sizes learn together, not that digits are hard.
+Seeds 1 and 2 are of earlier code, which read the data in another order. Sums in another order, as with another number
+of threads, move single scores by 0.01 to 0.02. For scale: the 64 pixels themselves, without any network, score 0.981.
+The demo shows that all sizes learn together, not that digits are hard.
 
 Settings were chosen on `fit` and `val`, the two parts of the training images, not on the test images. What differs
 from the paper's recipe, and why:
