@@ -14,16 +14,12 @@ from mmengine.dist import all_gather_object, get_world_size
 from mmengine.registry import STRATEGIES
 from torch import Tensor, nn
 
-from poa_mm.models.backbones.elastic_resnet import ElasticBottleneck
-from poa_mm.models.backbones.elastic_swin import ElasticSwinBlock
-from poa_mm.models.backbones.elastic_transformer import ElasticEncoderLayer
 from poa_mm.models.heads.multi_prototype_head import Projector, Prototypes
 
 from .checkpoint import CheckpointError, check_state, is_sharded
 from .resume import SCHEME, read_run
 from .sharded_checkpoint import check_torch, load_tensors, optimizer_tensors, save_sharded
 
-TEACHER_UNITS = (ElasticEncoderLayer, ElasticSwinBlock, ElasticBottleneck, Projector, Prototypes)
 DTYPES = {'bfloat16': torch.bfloat16, 'float16': torch.float16, 'float32': torch.float32}
 
 
@@ -79,7 +75,7 @@ class FullyShardStrategy(DDPStrategy):
         if self.param_dtype is not None:
             options['mp_policy'] = MixedPrecisionPolicy(DTYPES[self.param_dtype], reduce_dtype=torch.float32)
         for module in model.teacher.modules():
-            if isinstance(module, TEACHER_UNITS):
+            if isinstance(module, (model.backbone.block, Projector, Prototypes)):
                 fully_shard(module, **options)
         teacher = fully_shard(model.teacher['backbone'], **options)
         register_fsdp_forward_method(teacher, 'extract_features')

@@ -1,26 +1,15 @@
 import os
-import subprocess
-import sys
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
+from shell import ROOT, run_tool
 from torch.testing import assert_close
 
-ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / 'configs' / 'poa' / 'vitt_digits.py'
-
-
-def dist_train(*args, **env):
-    return subprocess.run(
-        [ROOT / 'tools' / 'dist_train.sh', *map(str, args)],
-        env={**os.environ, 'PYTHON': sys.executable, **env},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+dist_train = partial(run_tool, 'dist_train.sh')
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,12 @@
 import os
-import subprocess
 import sys
-from pathlib import Path
+from functools import partial
 
 import pytest
+from shell import ROOT, run_tool
 
-ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / 'configs' / 'poa' / 'vitt_digits.py'
-
-
-def slurm_train(*args, **env):
-    return subprocess.run(
-        [ROOT / 'tools' / 'slurm_train.sh', *map(str, args)],
-        env={**os.environ, 'PYTHON': sys.executable, **env},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+slurm_train = partial(run_tool, 'slurm_train.sh')
 
 
 @pytest.fixture

@@ -38,16 +38,18 @@ class SafeLoadImageFromFile(LoadImageFromFile):
 
     Args:
         max_pixels: Pixels of the largest image. Default: 64 million, such as 8,000 x 8,000.
-        **kwargs: Of ``LoadImageFromFile``.
+        **kwargs: Of ``LoadImageFromFile``; but ``ignore_empty``, for there is no image that is None.
 
     Raises:
-        ValueError: If ``max_pixels`` is below 1.
+        ValueError: If ``max_pixels`` is below 1, or ``ignore_empty`` is set.
         BadImageError: By :meth:`transform`, if the file is missing, empty, truncated, too large or no image.
     """
 
     def __init__(self, max_pixels: int = 64_000_000, **kwargs):
         if max_pixels < 1:
             raise ValueError(f'max_pixels {max_pixels} is below 1')
+        if kwargs.get('ignore_empty'):
+            raise ValueError('ignore_empty must not be set: an image that cannot be used is a BadImageError')
         super().__init__(**kwargs)
         self.max_pixels = max_pixels
 

@@ -45,6 +45,7 @@ class ElasticBackbone(Protocol):
         img_size: Height and width in pixels that the network is made for.
         in_channels: Channels of the images.
         stem_modules: Names of the modules that turn pixels into tokens, for their learning rate.
+        block: Class of the blocks that depth is counted in, the parts in which a network is sharded.
         neck: Config of the mmpretrain neck that makes class features of what the extracted network gives, or
             None if it gives them itself.
         elastic_options: Names of attributes that change what smaller subnets compute, and show neither in the
@@ -56,6 +57,7 @@ class ElasticBackbone(Protocol):
     img_size: tuple[int, int]
     in_channels: int
     stem_modules: tuple[str, ...]
+    block: type[nn.Module]
     neck: Mapping[str, Any] | None
     elastic_options: tuple[str, ...]
 

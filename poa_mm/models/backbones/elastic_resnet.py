@@ -90,6 +90,7 @@ class ElasticResNet(BottleneckResNet):
     }
     INIT_CFG = [dict(type='Kaiming', layer='Conv2d'), dict(type='Constant', val=1, layer='GroupNorm')]
     stem_modules = ('conv1', 'gn1')
+    block = ElasticBottleneck
     neck = dict(type='GlobalAveragePooling')
     elastic_options = ()
 

@@ -208,6 +208,7 @@ class ElasticSwinTransformer(SwinTransformer):
     }
     STEM_NORMS = ('sliced', 'full')
     stem_modules = ('patch_embed',)
+    block = ElasticSwinBlock
     neck = dict(type='GlobalAveragePooling')
     elastic_options = ('stem_norm',)
 

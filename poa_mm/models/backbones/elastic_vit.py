@@ -77,6 +77,7 @@ class ElasticVisionTransformer(VisionTransformer):
     }
     OUT_TYPES = ('cls_token', 'featmap', 'raw')
     stem_modules = ('patch_embed',)
+    block = ElasticEncoderLayer
     neck = None  # the class token is the class feature
     elastic_options = ()
 

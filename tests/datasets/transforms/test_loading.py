@@ -89,3 +89,8 @@ def test_grey_and_16_bits_become_three_equal_channels_of_8(tmp_path, mode):
     assert (found == found[..., :1]).all()
     if mode != '1':
         assert np.abs(found[..., 0].astype(int) - grey).max() <= 1
+
+
+def test_options_that_would_do_nothing_are_refused():
+    with pytest.raises(ValueError, match='ignore_empty'):
+        SafeLoadImageFromFile(ignore_empty=True)
