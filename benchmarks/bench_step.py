@@ -36,7 +36,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from poa_mm.elastic import Subnet
 from poa_mm.engine.hooks import TeacherEMAHook
-from poa_mm.models.selfsup import poa as poa_module
+from poa_mm.models.selfsup.early_backward import EarlyBackward
 
 HEAD = dict(type='MultiPrototypeHead')
 SHAPES = {
@@ -134,7 +134,7 @@ class Step:
         self.watch.watch(
             self.model.backbone, 'extract_features', lambda x, subnet=None, mask=None: 'elastic' if subnet else 'intact'
         )
-        self.watch.watch(poa_module, 'early_backward', 'backward')
+        self.watch.watch(EarlyBackward, 'add', 'backward')
 
     def forward_backward(self, subnet: Subnet) -> None:
         self.model.deck = SimpleNamespace(deal=lambda: subnet)

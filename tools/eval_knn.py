@@ -11,7 +11,7 @@ from mmengine.device import get_device
 from mmengine.dist import is_main_process
 from mmengine.registry import init_default_scope
 
-from poa_mm.engine.launch import init_distributed
+from poa_mm.engine.launch import init_distributed, leave_distributed
 from poa_mm.evaluation import evaluate_knn, load_backbone, print_table, save_report
 
 
@@ -52,6 +52,7 @@ def evaluate(args: argparse.Namespace) -> None:
         paths = save_report(results, args.out or Path(work_dir, 'knn'))
         print_table(results)
         print('wrote', *paths)
+    leave_distributed()
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
 from poa_mm.engine.hooks.model import model_of
-from poa_mm.engine.launch import LAUNCHERS, prepare, read_config
+from poa_mm.engine.launch import LAUNCHERS, leave_distributed, prepare, read_config
 from poa_mm.engine.pretrained import load_weights
 
 # By library: its visualizer, its hook, the hook's options that draw every image, and the one that says where to.
@@ -95,6 +95,7 @@ def main() -> None:
         print(f'test: {" ".join(str(error).split())}', file=sys.stderr)
         sys.exit(2)
     runner.test()
+    leave_distributed()
 
 
 if __name__ == '__main__':

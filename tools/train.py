@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 from poa_mm.engine.checkpoint import read_checkpoint
 from poa_mm.engine.hooks import StrictPretrainedHook
 from poa_mm.engine.hooks.model import model_of
-from poa_mm.engine.launch import LAUNCHERS, prepare, read_config
+from poa_mm.engine.launch import LAUNCHERS, leave_distributed, prepare, read_config
 from poa_mm.engine.pretrained import load_pretrained
 from poa_mm.engine.resume import check_resumable, set_start
 
@@ -84,6 +84,7 @@ def main() -> None:
         print(f'train: {" ".join(str(error).split())}', file=sys.stderr)
         sys.exit(2)
     runner.train()
+    leave_distributed()
 
 
 if __name__ == '__main__':

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -12,12 +13,13 @@ from typing import Any
 import torch
 import torch.distributed as torch_dist
 from mmengine.config import Config
-from mmengine.dist import init_dist, is_distributed, is_main_process
+from mmengine.dist import barrier, init_dist, is_distributed, is_main_process
 from mmengine.logging import print_log
 
 from .preflight import check_data
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
+GLOO_REST = 0.2  # seconds
 SYNC_BN = ('SyncBN', 'MMSyncBN', 'SyncBatchNorm')  # names in mmcv's registry, and of the classes
 
 
@@ -64,6 +66,21 @@ def init_distributed(launcher: str, timeout: float | None = None) -> None:
         torch_dist.init_process_group('gloo', **({} if timeout is None else {'timeout': timedelta(seconds=timeout)}))
     else:
         raise ValueError(f"launcher {launcher!r} needs GPUs; without, use 'pytorch' (torchrun)")
+
+
+def leave_distributed() -> None:
+    """Leave the process group, when all have come so far: the last call of a run that went well.
+
+    Does nothing for a process that never joined one.
+    """
+    if not is_distributed():
+        return
+    barrier()
+    if torch_dist.get_backend() == 'gloo':
+        # A thread of gloo drops its last piece of work after it has reported it done, and needs the interpreter for
+        # that. If that one is ending already, the process aborts: about one run in ten did on a busy machine.
+        time.sleep(GLOO_REST)
+    torch_dist.destroy_process_group()
 
 
 def prepare(cfg: Config, launcher: str, parts: Sequence[str] = ('train', 'val')) -> None:

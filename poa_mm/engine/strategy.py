@@ -36,7 +36,7 @@ class FullyShardStrategy(DDPStrategy):
 
     - The student is gathered as a whole when a step begins and its gradient reduced when the step ends. Not block by
       block: ranks deal subnets of different depths, and a block can only be gathered by all ranks at the same time. It
-      also leaves :func:`~poa_mm.models.selfsup.early_backward.early_backward` as it is: while a step lasts, the
+      also leaves :class:`~poa_mm.models.selfsup.early_backward.EarlyBackward` as it is: while a step lasts, the
       parameters are plain ones, and sharding acts before and after it.
     - The teacher is the same network on all ranks. Its blocks and heads are gathered one at a time and freed.
 

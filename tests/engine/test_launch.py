@@ -76,3 +76,13 @@ def test_timeout_of_the_config_is_used(monkeypatch):
     launch.prepare(Config(dict(env_cfg=dict(dist_cfg=dict(backend='nccl', timeout=60)))), 'none')
     launch.prepare(Config(dict()), 'none')
     assert found == [60, None]
+
+
+def test_leaving_without_having_joined_does_nothing():
+    launch.leave_distributed()
+
+
+def test_a_process_leaves_its_group(tmp_path):
+    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
+    launch.leave_distributed()
+    assert not torch.distributed.is_initialized()

@@ -2,33 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def early_backward(loss: Tensor, params: Iterable[Tensor], loss_scale: Tensor | float = 1.0) -> Tensor:
-    """Compute the gradient of ``loss`` now, so that its graph can be freed, and hand it over in the backward pass.
+class EarlyBackward:
+    """Computes the gradients of several losses one by one, so that each graph can be freed, and hands over their sum.
 
-    What comes back has the value of ``loss`` and, as far as ``params`` are concerned, its gradient: it is added to
-    other losses, scaled and differentiated like any other, once. All of ``params`` count as used, so that distributed
-    training reduces each of them once, after everything.
+    What :attr:`total` returns has the value of the sum and, as far as ``params`` are concerned, its gradient: it is
+    added to other losses, scaled and differentiated like any other, once. All of ``params`` count as used, so that
+    distributed training reduces each of them once, after everything.
+
+    One set of gradients is kept, however many losses there are.
 
     Args:
-        loss: A scalar.
-        params: Where its gradient ends: leaves, or results that other losses share. Those without ``requires_grad`` are
+        params: Where gradients end: leaves, or results that several losses share. Those without ``requires_grad`` are
             passed over; nothing but these gets a gradient.
         loss_scale: Factor during the computation, for the small gradients of float16. Default: 1.
     """
-    if not loss.requires_grad:
-        return loss
-    params = [param for param in params if param.requires_grad]
-    with torch.autocast(loss.device.type, enabled=False):  # as a backward pass should be
-        grads = torch.autograd.grad(loss * loss_scale, params, allow_unused=True)
-    torch.clear_autocast_cache()  # its casts of the weights belong to the graph that is gone
-    return _Handover.apply(loss.detach(), list(grads), loss_scale, *params)
+
+    def __init__(self, params: Iterable[Tensor], loss_scale: Tensor | float = 1.0):
+        self._params = [param for param in params if param.requires_grad]
+        self._loss_scale = loss_scale
+        self._grads: list[Tensor | None] | None = None
+        self._value: Tensor | float = 0.0
+
+    def add(self, loss: Tensor) -> None:
+        """Compute the gradient of ``loss``, a scalar, now."""
+        self._value = self._value + loss.detach()
+        if not loss.requires_grad:
+            return
+        with torch.autocast(loss.device.type, enabled=False):  # as a backward pass should be
+            grads = torch.autograd.grad(loss * self._loss_scale, self._params, allow_unused=True)
+        torch.clear_autocast_cache()  # its casts of the weights belong to the graph that is gone
+        self._grads = _apart(grads) if self._grads is None else _sums(self._grads, grads)
+
+    def total(self) -> Tensor | float:
+        """The sum of all losses so far, which hands over their gradient; to be taken once."""
+        if self._grads is None:
+            return self._value
+        grads, self._grads = self._grads, None
+        return _Handover.apply(self._value, grads, self._loss_scale, *self._params)
 
 
 class _Handover(torch.autograd.Function):
@@ -43,3 +60,24 @@ class _Handover(torch.autograd.Function):
         grads, ctx.grads = ctx.grads, None
         factor = upstream / ctx.loss_scale
         return None, None, None, *(None if grad is None else grad.mul_(factor) for grad in grads)
+
+
+def _apart(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """``grads`` for changing in place: autograd may return one tensor for two parameters, or a part of the other's."""
+    seen: set[int] = set()
+    apart = []
+    for grad in grads:
+        if grad is not None and grad.untyped_storage().data_ptr() in seen:
+            grad = grad.clone()
+        if grad is not None:
+            seen.add(grad.untyped_storage().data_ptr())
+        apart.append(grad)
+    return apart
+
+
+def _sums(grads: Sequence[Tensor | None], more: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Sums in the memory of ``grads``; None is 0."""
+    both = [(grad, other) for grad, other in zip(grads, more) if grad is not None and other is not None]
+    if both:
+        torch._foreach_add_(*map(list, zip(*both)))
+    return _apart([other if grad is None else grad for grad, other in zip(grads, more)])

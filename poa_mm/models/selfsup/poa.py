@@ -16,7 +16,7 @@ from poa_mm.elastic import Subnet, SubnetDeck
 
 from ..losses import Targets, prototype_loss
 from .batch import MultiCropBatch, check_views
-from .early_backward import early_backward
+from .early_backward import EarlyBackward
 
 
 class TeacherTargets(NamedTuple):
@@ -76,7 +76,7 @@ class POA(BaseSelfSupervisor):
 
     The elastic student learns from the intact one's output, not through it, and the losses are sums over crops. So each
     student goes through the global and then through the local crops with a backward pass of its own for either, before
-    the next starts: one graph of the four exists at a time (:func:`early_backward`). At 50 images of the ViT-L recipe,
+    the next starts: one graph of the four exists at a time (:class:`EarlyBackward`). At 50 images of the ViT-L recipe,
     that halves the memory of one backward pass for all (``benchmarks/bench_memory.py``).
 
     What changes over a run is set from outside: ``teacher_temp`` and ``patch_loss_active`` by
@@ -243,11 +243,11 @@ class POA(BaseSelfSupervisor):
             KoLeo.
         """
         prototypes = self.head.matrices()  # both students have the same
-        trained = self._trained(prototypes)
+        early = EarlyBackward(self._trained(prototypes), self.loss_scale)
         seen = self._seen_by_intact(batch)
         students = [student for student in ('intact', 'elastic') if self._runs(student)]
         passes = [(student, size) for student in students for size in batch.sizes]
-        total, terms = 0.0, {}
+        terms = {}
         for student, size in passes:
             output = self.student_output(batch, None if student == 'intact' else subnet, size)
             if student == 'intact':
@@ -257,11 +257,10 @@ class POA(BaseSelfSupervisor):
                 for head, matrix in enumerate(prototypes)
             )
             loss, more = self._student_loss(output, prototypes, objectives, koleo=size == 'global')
-            if (student, size) != passes[-1]:
-                loss = early_backward(loss, trained, self.loss_scale)
-            total = total + loss
             terms |= {name: terms.get(name, 0) + term for name, term in more.items()}
-        return total, terms
+            if (student, size) != passes[-1]:
+                early.add(loss)
+        return early.total() + loss, terms
 
     def _runs(self, student: str) -> bool:
         return self.weight_is > 0 if student == 'intact' else self.runs_elastic

@@ -6,13 +6,19 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from poa_mm.models.selfsup.early_backward import early_backward
+from poa_mm.models.selfsup.early_backward import EarlyBackward
 
 
 @pytest.fixture
 def net():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 3), nn.GELU(), nn.Linear(3, 1))
+
+
+def early_backward(loss, params, loss_scale=1.0):
+    early = EarlyBackward(params, loss_scale)
+    early.add(loss)
+    return early.total()
 
 
 def losses(net):
@@ -71,7 +77,42 @@ def test_accumulates(net):
     assert_close(twice, [2 * param.grad for param in net.parameters()])
 
 
-def test_a_loss_without_gradient_passes(net):
+def test_a_loss_without_gradient_adds_its_value(net):
+    early = EarlyBackward(net.parameters())
     with torch.no_grad():
-        loss = losses(net)[0]
-    assert early_backward(loss, net.parameters()) is loss
+        early.add(losses(net)[0])
+    assert not early.total().requires_grad
+    first, second = losses(net)
+    early.add(second)
+    early.total().backward()
+    found = [param.grad for param in net[0].parameters()]
+    assert_close(found, list(torch.autograd.grad(losses(net)[1], net[0].parameters())))
+    assert early.total() == first.detach() + second.detach()
+
+
+def test_no_losses_are_zero(net):
+    assert EarlyBackward(net.parameters()).total() == 0
+
+
+@pytest.mark.parametrize('order', [(0, 1, 0), (1, 0, 1)])  # the second loss does not reach the last layer
+def test_sum_of_several(net, order):
+    expected = torch.autograd.grad(2 * sum(losses(net)[index] for index in order), list(net.parameters()))
+    early = EarlyBackward(net.parameters())
+    for index in order:
+        early.add(losses(net)[index])
+    total = early.total()
+    assert_close(total, sum(losses(net)[index] for index in order))
+    (2 * total).backward()
+    assert_close([param.grad for param in net.parameters()], list(expected))
+
+
+def test_one_tensor_for_two_parameters():
+    """Autograd gives the terms of a sum the same gradient, and those of a concatenation views of one."""
+    params = [nn.Parameter(torch.ones(2)) for _ in range(4)]
+    early = EarlyBackward(params)
+    for _ in range(2):
+        summed = params[0] + params[1]
+        joined = torch.cat(params[2:])
+        early.add((summed * torch.tensor([3.0, 4.0])).sum() + (joined * torch.arange(4.0)).sum())
+    (5 * early.total()).backward()
+    assert [param.grad.tolist() for param in params] == [[30, 40], [30, 40], [0, 10], [20, 30]]
