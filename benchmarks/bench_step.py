@@ -36,6 +36,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from poa_mm.elastic import Subnet
 from poa_mm.engine.hooks import TeacherEMAHook
+from poa_mm.engine.memory import keep_freed_memory
 from poa_mm.models.selfsup.early_backward import EarlyBackward
 
 HEAD = dict(type='MultiPrototypeHead')
@@ -185,12 +186,14 @@ def subnets_of(shape: dict) -> list[Subnet]:
 
 def measure(name: str, repeats: int) -> dict:
     MMLogger.get_instance('benchmark', log_level='ERROR').setLevel('ERROR')
+    keep_freed_memory()  # as tools/train.py does on a machine without GPU
     imported = psutil.Process().memory_info().rss
     shape = SHAPES[name]
     step = Step(shape)
     subnets = subnets_of(shape)
     flops = {subnet: step.flops(subnet) for subnet in subnets}
-    step.run(subnets[0])  # the optimizer's state
+    for subnet in subnets:  # the optimizer's state, and memory as it stays from now on
+        step.run(subnet)
     step.watch.seconds.clear()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     rates, seconds = [], defaultdict(list)

@@ -16,6 +16,7 @@ from mmengine.config import Config
 from mmengine.dist import barrier, init_dist, is_distributed, is_main_process
 from mmengine.logging import print_log
 
+from .memory import keep_freed_memory
 from .preflight import check_data
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
@@ -86,6 +87,8 @@ def leave_distributed() -> None:
 def prepare(cfg: Config, launcher: str, parts: Sequence[str] = ('train', 'val')) -> None:
     """Look for the data, initialise the process group and fit ``cfg`` to the machine, before a Runner is built.
 
+    Without a GPU, the process keeps the memory that it frees (:func:`~poa_mm.engine.memory.keep_freed_memory`).
+
     Args:
         cfg: Config of a run; changed in place. Of ``env_cfg.dist_cfg``, the ``timeout`` counts; the backend
             follows from the machine. Where several processes train on CPUs, ``SyncBN``, which torch has for
@@ -101,6 +104,8 @@ def prepare(cfg: Config, launcher: str, parts: Sequence[str] = ('train', 'val'))
     check_data(cfg, parts)
     init_distributed(launcher, cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout'))
     cfg.launcher = launcher
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     if launcher != 'none' and not torch.cuda.is_available():
         wrapper = dict(
             type='MMDistributedDataParallel',

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
@@ -24,6 +25,9 @@ class POAOptimWrapperConstructor(LayerDecayOptimWrapperConstructor):
       prototype layers (for freezing).
 
     Bias, norm and LayerScale are the one-dimensional parameters: ``flat_decay_mult=0`` spares them.
+
+    AdamW is the fused one, unless the config says otherwise, where this torch has it: it reads and writes everything
+    once, without temporary copies of all weights.
 
     A mixed-precision wrapper is built as the plain one where mmengine has no device but the CPU.
     """
@@ -50,4 +54,17 @@ class POAOptimWrapperConstructor(LayerDecayOptimWrapperConstructor):
             cfg['type'] = 'POAOptimWrapper'
             for key in ('dtype', 'loss_scale', 'use_fsdp'):
                 cfg.pop(key, None)
+        if self.optimizer_cfg['type'] in ('AdamW', torch.optim.AdamW) and has_fused_adamw(
+            next(model.parameters()).device
+        ):
+            self.optimizer_cfg.setdefault('fused', True)
         return super().__call__(model)
+
+
+def has_fused_adamw(device: torch.device) -> bool:
+    """Whether torch has a fused AdamW for parameters on ``device``: for CPUs since 2.4."""
+    try:
+        torch.optim.AdamW([nn.Parameter(torch.zeros(1, device=device))], fused=True)
+    except RuntimeError:
+        return False
+    return True

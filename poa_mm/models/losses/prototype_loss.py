@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK = 2**23  # logits of one matrix product: 32 MiB
+CHUNK = 2**22  # logits of one matrix product: 16 MiB
 BLOCK = 2**18  # logits of one pass on the CPU: 1 MiB, which its cache holds from one operation to the next
 
 
@@ -38,7 +38,12 @@ class Targets(NamedTuple):
 
 
 def prototype_loss(
-    embeddings: Tensor, prototypes: Tensor, targets: Sequence[Targets], temperature: float, chunk: int = CHUNK
+    embeddings: Tensor,
+    prototypes: Tensor,
+    targets: Sequence[Targets],
+    temperature: float,
+    chunk: int = CHUNK,
+    prototypes_grad: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Weighted cross-entropies between targets and ``softmax(embeddings @ prototypes.T / temperature)``.
 
@@ -56,24 +61,30 @@ def prototype_loss(
         prototypes: ``(K, C)``.
         targets: What the rows learn. Several may cover the same rows; rows without any have no part in the loss.
         temperature: Of the student.
-        chunk: How many logits are computed at a time, at least one row. Default: 8,388,608, which are 32 MiB.
+        chunk: How many logits are computed at a time, at least one row. Default: 4,194,304, which are 16 MiB.
+        prototypes_grad: Where the gradient of the total with respect to the prototypes is added at once, ``(K, C)`` in
+            float32, so that losses that share them share this memory; autograd then has none for the prototypes.
+            Default: None, it is autograd's.
 
     Returns:
         The total, ``sum(scale * weights * cross-entropy)``, a scalar, and for each of ``targets`` its weighted
         cross-entropies ``(n,)``, for the log and without gradient.
     """
     with torch.autocast(embeddings.device.type, enabled=False):
-        total, *rows = _PrototypeLoss.apply(embeddings.float(), prototypes.float(), targets, temperature, chunk)
+        if prototypes_grad is not None:
+            prototypes = prototypes.detach()
+        total, *rows = _PrototypeLoss.apply(
+            embeddings.float(), prototypes.float(), prototypes_grad, targets, temperature, chunk
+        )
     return total, rows
 
 
 class _PrototypeLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, embeddings, prototypes, targets, temperature, chunk):
-        grads = [
-            torch.empty_like(value) if need else None
-            for need, value in zip(ctx.needs_input_grad, (embeddings, prototypes))
-        ]
+    def forward(ctx, embeddings, prototypes, prototypes_grad, targets, temperature, chunk):
+        if ctx.needs_input_grad[1]:
+            prototypes_grad = torch.zeros_like(prototypes)
+        embeddings_grad = torch.empty_like(embeddings) if ctx.needs_input_grad[0] else None
         losses = [target.weights.new_zeros(len(target.index), dtype=torch.float32) for target in targets]
         block = BLOCK if embeddings.device.type == 'cpu' else chunk
         for start, stop in _chunks(len(embeddings), len(prototypes), chunk):
@@ -82,15 +93,13 @@ class _PrototypeLoss(torch.autograd.Function):
             for first, last in _chunks(stop - start, len(prototypes), block):
                 places = [target.within(start + first, start + last) for target in targets]
                 _losses_and_gradient(logits[first:last], list(zip(targets, losses, places)))
-            if ctx.needs_input_grad[0]:
-                torch.mm(logits, prototypes, out=grads[0][start:stop])
-            if ctx.needs_input_grad[1]:
-                grads[1].addmm_(logits.T, scaled, beta=float(start > 0))  # what is there at first does not count
-        if ctx.needs_input_grad[0]:
-            grads[0] /= temperature
-        if ctx.needs_input_grad[1] and len(embeddings) == 0:
-            grads[1].zero_()
-        ctx.grads = grads
+            if embeddings_grad is not None:
+                torch.mm(logits, prototypes, out=embeddings_grad[start:stop])
+            if prototypes_grad is not None:
+                prototypes_grad.addmm_(logits.T, scaled)
+        if embeddings_grad is not None:
+            embeddings_grad /= temperature
+        ctx.grads = (embeddings_grad, prototypes_grad if ctx.needs_input_grad[1] else None)
         ctx.mark_non_differentiable(*losses)
         total = sum((target.scale * loss.sum() for target, loss in zip(targets, losses)), embeddings.new_zeros(()))
         return total, *losses
@@ -99,7 +108,7 @@ class _PrototypeLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, upstream, *_):
         grads, ctx.grads = ctx.grads, None  # of the size of the prototypes: they end with this pass
-        return *(None if grad is None else grad.mul_(upstream) for grad in grads), None, None, None
+        return *(None if grad is None else grad.mul_(upstream) for grad in grads), None, None, None, None
 
 
 def _chunks(rows: int, columns: int, size: int) -> Iterator[tuple[int, int]]:

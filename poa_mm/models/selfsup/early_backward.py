@@ -45,7 +45,22 @@ class EarlyBackward:
         if self._grads is None:
             return self._value
         grads, self._grads = self._grads, None
-        return _Handover.apply(self._value, grads, self._loss_scale, *self._params)
+        return hand_over(self._value, self._params, grads, self._loss_scale)
+
+
+def hand_over(
+    loss: Tensor, params: Sequence[Tensor], grads: Sequence[Tensor | None], loss_scale: Tensor | float = 1.0
+) -> Tensor:
+    """The value of ``loss`` with a gradient that is known already.
+
+    Args:
+        loss: A scalar.
+        params: What it depends on: leaves or results.
+        grads: ``loss_scale`` times its gradient with respect to each of them, None for 0. The backward pass consumes
+            them.
+        loss_scale: Default: 1.
+    """
+    return _Handover.apply(loss.detach(), list(grads), loss_scale, *params)
 
 
 class _Handover(torch.autograd.Function):

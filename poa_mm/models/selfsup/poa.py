@@ -16,7 +16,7 @@ from poa_mm.elastic import Subnet, SubnetDeck
 
 from ..losses import Targets, prototype_loss
 from .batch import MultiCropBatch, check_views
-from .early_backward import EarlyBackward
+from .early_backward import EarlyBackward, hand_over
 
 
 class TeacherTargets(NamedTuple):
@@ -243,7 +243,9 @@ class POA(BaseSelfSupervisor):
             KoLeo.
         """
         prototypes = self.head.matrices()  # both students have the same
-        early = EarlyBackward(self._trained(prototypes), self.loss_scale)
+        # What all passes teach the prototypes is added up beside autograd: they are most of the head's weights.
+        grads = [torch.zeros_like(matrix) if matrix.requires_grad else None for matrix in prototypes]
+        early = EarlyBackward(self._trained(), self.loss_scale)
         seen = self._seen_by_intact(batch)
         students = [student for student in ('intact', 'elastic') if self._runs(student)]
         passes = [(student, size) for student in students for size in batch.sizes]
@@ -256,11 +258,12 @@ class POA(BaseSelfSupervisor):
                 self._objectives(student, size, batch, targets, seen, head, matrix.detach())
                 for head, matrix in enumerate(prototypes)
             )
-            loss, more = self._student_loss(output, prototypes, objectives, koleo=size == 'global')
+            loss, more = self._student_loss(output, prototypes, grads, objectives, koleo=size == 'global')
             terms |= {name: terms.get(name, 0) + term for name, term in more.items()}
             if (student, size) != passes[-1]:
                 early.add(loss)
-        return early.total() + loss, terms
+        total = early.total() + loss
+        return total + hand_over(torch.zeros_like(total), prototypes, grads), terms
 
     def _runs(self, student: str) -> bool:
         return self.weight_is > 0 if student == 'intact' else self.runs_elastic
@@ -275,23 +278,29 @@ class POA(BaseSelfSupervisor):
         torch.clear_autocast_cache()
         return seen
 
-    def _trained(self, prototypes: Sequence[Tensor]) -> list[Tensor]:
-        """What the students learn; ``prototypes`` for the parameters behind them, whose graph is there once."""
-        behind = set(self.head.prototypes.parameters())
+    def _trained(self) -> list[Tensor]:
+        """What the students learn, but for the prototypes."""
+        prototypes = set(self.head.prototypes.parameters())
         params = (param for module in self.student.values() for param in module.parameters())
-        return [*(param for param in params if param not in behind), *prototypes]
+        return [param for param in params if param not in prototypes]
 
     def _student_loss(
         self,
         student: StudentOutput,
         prototypes: Sequence[Tensor],
+        grads: Sequence[Tensor | None],
         objectives: Iterable[dict[str, Targets]],
         koleo: bool,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted sum and unweighted terms of one student; ``objectives`` are, head by head, its targets by term."""
+        """Weighted sum and unweighted terms of one student; ``objectives`` are, head by head, its targets by term.
+
+        The gradient of the ``prototypes`` is added to ``grads``.
+        """
         total, terms = 0.0, {}
-        for embeddings, matrix, targets in zip(student.embeddings, prototypes, objectives):
-            loss, rows = prototype_loss(embeddings, matrix, list(targets.values()), self.student_temp)
+        for embeddings, matrix, grad, targets in zip(student.embeddings, prototypes, grads, objectives):
+            loss, rows = prototype_loss(
+                embeddings, matrix, list(targets.values()), self.student_temp, prototypes_grad=grad
+            )
             total = total + loss
             for name, values in zip(targets, rows):
                 terms.setdefault(name, []).append(values.sum())

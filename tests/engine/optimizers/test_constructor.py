@@ -1,8 +1,11 @@
 import pytest
+import torch
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
+from torch.testing import assert_close
 
 from poa_mm.engine import POAOptimWrapper
+from poa_mm.engine.optimizers import constructor
 
 
 @pytest.fixture
@@ -66,3 +69,47 @@ def test_mixed_precision_gives_way_on_the_cpu(model, run_config, monkeypatch):
     wrapper = build_optim_wrapper(model, cfg)
     assert type(wrapper) is POAOptimWrapper
     assert cfg.type == 'POAAmpOptimWrapper'  # the user's config is not changed
+
+
+@pytest.mark.parametrize('has_it', [True, False])
+def test_adamw_is_fused_where_torch_can(model, run_config, monkeypatch, has_it):
+    monkeypatch.setattr(constructor, 'has_fused_adamw', lambda device: has_it)
+    built = []
+    monkeypatch.setattr(constructor.LayerDecayOptimWrapperConstructor, '__call__', lambda self, _: built.append(self))
+    build_optim_wrapper(model, run_config.optim_wrapper)
+    assert built[0].optimizer_cfg.get('fused', False) is has_it
+
+
+@pytest.mark.parametrize('optimizer', [dict(type='AdamW', fused=False), dict(type='SGD')])
+def test_the_config_decides(model, run_config, monkeypatch, optimizer):
+    monkeypatch.setattr(constructor, 'has_fused_adamw', lambda device: True)
+    wrapper = build_optim_wrapper(
+        model, {**run_config.optim_wrapper, 'optimizer': dict(lr=0.01, weight_decay=0, **optimizer)}
+    )
+    assert not wrapper.optimizer.defaults.get('fused')
+
+
+def test_fused_adamw_takes_the_same_step():
+    cpu = torch.device('cpu')
+    if not constructor.has_fused_adamw(cpu):
+        pytest.skip('this torch has no fused AdamW for CPUs')
+    torch.manual_seed(0)
+    start, grads = torch.randn(50), torch.randn(3, 50)
+    found = []
+    for fused in (True, False):
+        param = torch.nn.Parameter(start.clone())
+        optimizer = torch.optim.AdamW([param], lr=0.1, weight_decay=0.04, fused=fused)
+        for grad in grads:
+            param.grad = grad.clone()
+            optimizer.step()
+        found.append(param.detach())
+    assert_close(*found)
+    assert not torch.equal(found[0], start)
+
+
+def test_where_torch_cannot(monkeypatch):
+    def refuse(params, fused):
+        raise RuntimeError('not on this device')
+
+    monkeypatch.setattr(torch.optim, 'AdamW', refuse)
+    assert not constructor.has_fused_adamw(torch.device('cpu'))
