@@ -36,7 +36,7 @@ def plain(embeddings, prototypes, cls, patch, same, weights):
     return sum(SCALES[name] * loss for name, loss in losses.items()), losses
 
 
-def fused(embeddings, prototypes, cls, patch, same, weights, chunk):
+def fused(embeddings, prototypes, cls, patch, same, weights, chunk, prototypes_grad=None):
     pairs = IMAGES * (2 + 2 * LOCAL)
     probs = torch.cat([cls.roll(IMAGES, 0), cls[:IMAGES] + cls[IMAGES:]])
     index = torch.cat([torch.arange(2 * IMAGES), 2 * IMAGES + torch.arange(IMAGES).repeat(LOCAL)])
@@ -46,7 +46,7 @@ def fused(embeddings, prototypes, cls, patch, same, weights, chunk):
         patch=Targets(patch, torch.arange(MASKED), weights / (2 * IMAGES), SCALES['patch'], start=NUM_CLS),
         same=Targets(same, torch.arange(NUM_CLS), shares, SCALES['same']),
     )
-    total, rows = prototype_loss(embeddings, prototypes, list(targets.values()), TEMPERATURE, chunk)
+    total, rows = prototype_loss(embeddings, prototypes, list(targets.values()), TEMPERATURE, chunk, prototypes_grad)
     return total, {name: row.sum() for name, row in zip(targets, rows)}
 
 
@@ -77,6 +77,18 @@ def test_no_gradient_for_what_is_frozen(case, frozen):
     plain_total.backward()
     assert case[frozen].grad is None
     assert_close(grad, case[1 - frozen].grad, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_of_prototypes_add_up_in_one_place(case):
+    embeddings, prototypes = case[:2]
+    expected, expected_embeddings = torch.autograd.grad(plain(*case)[0], (prototypes, embeddings))
+    grad = torch.ones_like(prototypes)
+    for _ in range(2):
+        total, _ = fused(*case, chunk=50, prototypes_grad=grad)
+    total.backward()
+    assert_close(grad, 1 + 2 * expected, rtol=1e-5, atol=1e-6)
+    assert_close(embeddings.grad, expected_embeddings, rtol=1e-5, atol=1e-6)
+    assert prototypes.grad is None
 
 
 def test_without_gradient(case):

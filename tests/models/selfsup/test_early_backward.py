@@ -84,10 +84,11 @@ def test_a_loss_without_gradient_adds_its_value(net):
     assert not early.total().requires_grad
     first, second = losses(net)
     early.add(second)
-    early.total().backward()
+    total = early.total()
+    assert total == first.detach() + second.detach()
+    total.backward()
     found = [param.grad for param in net[0].parameters()]
     assert_close(found, list(torch.autograd.grad(losses(net)[1], net[0].parameters())))
-    assert early.total() == first.detach() + second.detach()
 
 
 def test_no_losses_are_zero(net):
