@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.multiprocessing.reductions import StorageWeakRef
 
 
 class EarlyBackward:
@@ -79,13 +80,14 @@ class _Handover(torch.autograd.Function):
 
 def _apart(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
     """``grads`` for changing in place: autograd may return one tensor for two parameters, or a part of the other's."""
-    seen: set[int] = set()
+    seen: set[StorageWeakRef] = set()
     apart = []
     for grad in grads:
-        if grad is not None and grad.untyped_storage().data_ptr() in seen:
-            grad = grad.clone()
         if grad is not None:
-            seen.add(grad.untyped_storage().data_ptr())
+            storage = StorageWeakRef(grad.untyped_storage())
+            if storage in seen:
+                grad = grad.clone()
+            seen.add(storage)
         apart.append(grad)
     return apart
 
