@@ -33,7 +33,7 @@ def faults(mode):
 
 
 def test_memory_that_was_freed_needs_no_new_pages():
-    assert faults('keep') < 8
+    assert faults('keep') < 32  # of 128 MiB
     assert faults('default') > 64  # else there is nothing to be gained
 
 
