@@ -41,6 +41,7 @@ class Task(NamedTuple):
         config: Path of a subnet's config below the checkout.
         metrics: Names of the scores in the logs by the names in the report; the first one is drawn.
         max_score: What the best possible score is in the logs.
+        scratch: Options of `train.py` that give the backbone the random weights of the stock class.
     """
 
     pretraining: str
@@ -48,6 +49,7 @@ class Task(NamedTuple):
     config: str
     metrics: dict[str, str]
     max_score: float
+    scratch: tuple[str, ...]
 
 
 TASKS = {
@@ -57,6 +59,8 @@ TASKS = {
         'configs/detection/cascade-mask-rcnn_poa-resnet-{subnet}_fpn_scenes.py',
         {'box AP': 'coco/bbox_mAP', 'mask AP': 'coco/segm_mAP'},
         max_score=1,
+        # None would not be mmpretrain's start for a ResNet: it leaves out the Kaiming initialisation.
+        scratch=('init_cfg._delete_=True', 'init_cfg.type=Kaiming', 'init_cfg.layer=Conv2d'),
     ),
     'segmentation': Task(
         'vitt_fmnist_rgb',
@@ -64,6 +68,7 @@ TASKS = {
         'configs/segmentation/upernet_poa-vit-{subnet}-p8_scenes.py',
         {'mIoU': 'mIoU'},
         max_score=100,
+        scratch=('init_cfg=None',),
     ),
 }
 
@@ -128,11 +133,8 @@ def fine_tune(task: Task, run: Run, args: argparse.Namespace) -> list[dict[str, 
     result = work_dir / 'scores.json'
     if not result.exists():
         weights = args.work_dir / task.pretraining / 'subnets' / f'poa_{run.subnet}.safetensors'
-        start = {
-            'poa': f'model.backbone.init_cfg.checkpoint={weights}',
-            'scratch': 'model.backbone.init_cfg=None',
-        }[run.start]
-        options = ('--cfg-options', start, f'randomness.seed={run.seed}')
+        start = {'poa': (f'init_cfg.checkpoint={weights}',), 'scratch': task.scratch}[run.start]
+        options = ('--cfg-options', *(f'model.backbone.{option}' for option in start), f'randomness.seed={run.seed}')
         config = ROOT / task.config.format(subnet=run.subnet)
         call(args, f'{args.task}/{run}', 'train.py', config, '--work-dir', work_dir, *options)
         scores = list(evaluations(work_dir, task))

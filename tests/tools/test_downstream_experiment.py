@@ -4,6 +4,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.registry import MODELS
 
 sys.path.insert(0, str(Path(__file__).parents[2] / 'tools'))
 import downstream_experiment as experiment
@@ -69,6 +72,23 @@ def test_makes_what_is_missing_and_compares_both_starts(args, calls, monkeypatch
     (tmp_path / 'scenes').mkdir()
     experiment.experiment(args)
     assert len(calls) == 3, 'nothing is done twice'
+
+
+@pytest.mark.parametrize('task', experiment.TASKS.values(), ids=experiment.TASKS)
+def test_scratch_is_how_the_stock_backbone_starts(task):
+    cfg = Config.fromfile(experiment.ROOT / task.config.format(subnet=task.subnets[0]))
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    options = ['--cfg-options', *(f'model.backbone.{option}' for option in task.scratch)]
+    cfg.merge_from_dict(parser.parse_args(options).cfg_options)
+    backbones = []
+    for config in (cfg.model.backbone, {k: v for k, v in cfg.model.backbone.items() if k != 'init_cfg'}):
+        torch.manual_seed(0)
+        backbones.append(MODELS.build(config))
+        backbones[-1].init_weights()
+    scratch, stock = (backbone.state_dict() for backbone in backbones)
+    assert scratch.keys() == stock.keys()
+    assert all(torch.equal(scratch[name], stock[name]) for name in stock)
 
 
 def test_a_failure_shows_the_end_of_the_log(args):
