@@ -26,7 +26,6 @@ from torch import Tensor, nn
 
 import poa_mm  # noqa: F401  registers the backbone
 from poa_mm.elastic import ElasticLayerNorm, ElasticLayerScale, ElasticLinear, Subnet
-from poa_mm.engine.memory import keep_freed_memory
 
 CASES = {'full_size': Subnet(384, 12), 'subnet': Subnet(192, 6)}
 BATCH = 4
@@ -113,7 +112,6 @@ def main() -> None:
     parser.add_argument('--repeats', type=int, default=25, help='turns of each network (default: 25)')
     parser.add_argument('--json', type=Path, metavar='OUT', help='write the result there too')
     args = parser.parse_args()
-    keep_freed_memory()  # as tools/train.py does on a machine without GPU
     result = measure(args.repeats)
     table = Table('network', 'elastic, seconds', 'plain, seconds', 'ratio')
     for case, subnet in CASES.items():

@@ -9,7 +9,7 @@ scenes = '{{$POA_SCENES:data/fashion_scenes}}'
 data_root = scenes + '/coco/'
 classes = semantic_classes('fashion_mnist')[:NUM_ITEM_CLASSES]
 batch_size = 2
-max_iters = 3000
+max_iters = 600
 warmup_iters = 100
 
 # --- model -----------------------------------------------------------------------------------
@@ -76,7 +76,7 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=warmup_iters),
     dict(type='CosineAnnealingLR', eta_min_ratio=0.01, by_epoch=False, begin=warmup_iters, end=max_iters),
 ]
-train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters // 3)
+train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
 
 default_hooks = dict(
     logger=dict(log_metric_by_epoch=False),
