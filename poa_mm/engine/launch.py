@@ -79,7 +79,7 @@ def leave_distributed() -> None:
     barrier()
     if torch_dist.get_backend() == 'gloo':
         # A thread of gloo drops its last piece of work after it has reported it done, and needs the interpreter for
-        # that. If that one is ending already, the process aborts: about one run in ten did on a busy machine.
+        # that. If that one is ending already, the process aborts, as some runs in a hundred did on a busy machine.
         time.sleep(GLOO_REST)
     torch_dist.destroy_process_group()
 

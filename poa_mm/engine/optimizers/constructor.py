@@ -54,9 +54,8 @@ class POAOptimWrapperConstructor(LayerDecayOptimWrapperConstructor):
             cfg['type'] = 'POAOptimWrapper'
             for key in ('dtype', 'loss_scale', 'use_fsdp'):
                 cfg.pop(key, None)
-        if self.optimizer_cfg['type'] in ('AdamW', torch.optim.AdamW) and has_fused_adamw(
-            next(model.parameters()).device
-        ):
+        is_adamw = self.optimizer_cfg['type'] in ('AdamW', torch.optim.AdamW)
+        if is_adamw and has_fused_adamw(next(model.parameters()).device):
             self.optimizer_cfg.setdefault('fused', True)
         return super().__call__(model)
 
