@@ -244,7 +244,7 @@ class POA(BaseSelfSupervisor):
         """
         prototypes = self.head.matrices()  # both students have the same
         # What all passes teach the prototypes is added up beside autograd: they are most of the head's weights.
-        grads = [torch.zeros_like(matrix) if matrix.requires_grad else None for matrix in prototypes]
+        grads = [torch.zeros_like(value, dtype=torch.float32) if value.requires_grad else None for value in prototypes]
         early = EarlyBackward(self._trained(), self.loss_scale)
         seen = self._seen_by_intact(batch)
         students = [student for student in ('intact', 'elastic') if self._runs(student)]
