@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 import poa_mm  # noqa: F401  registers the backbone
 from poa_mm.elastic import ElasticLayerNorm, ElasticLayerScale, ElasticLinear, Subnet
+from poa_mm.engine.memory import keep_freed_memory
 
 CASES = {'full_size': Subnet(384, 12), 'subnet': Subnet(192, 6)}
 BATCH = 4
@@ -81,6 +82,7 @@ def seconds(network: nn.Module, crops: list[Tensor], subnet: Subnet | None, grad
 
 def measure(repeats: int) -> dict:
     """Both cases."""
+    keep_freed_memory()  # as tools/train.py does on a machine without GPU
     torch.manual_seed(0)
     supernet = vision_transformer(CASES['full_size'], widths=[192, 384], depths=range(6, 13))
     supernet.init_weights()

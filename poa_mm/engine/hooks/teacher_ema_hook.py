@@ -67,6 +67,5 @@ class TeacherEMAHook(Hook):
             return
         self._stepped = False
         momentum = cosine(*self.momentum, runner.iter, self.stretch * runner.max_iters)
-        torch._foreach_mul_(self._teacher, momentum)
-        torch._foreach_add_(self._teacher, self._student, alpha=1 - momentum)
+        torch._foreach_lerp_(self._teacher, self._student, 1 - momentum)
         runner.message_hub.update_scalar('train/ema_momentum', momentum)

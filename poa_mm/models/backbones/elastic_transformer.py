@@ -72,7 +72,7 @@ class ElasticAttention(BaseModule):
     def forward(self, x: Tensor) -> Tensor:
         """``(B, N, width)`` to the same."""
         qkv = self.qkv(x).unflatten(-1, (3, -1, self.head_dim))  # (B, N, 3, heads, head_dim)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, N, head_dim)
+        query, key, value = (part.transpose(1, 2) for part in qkv.unbind(2))  # each (B, heads, N, head_dim)
         x = F.scaled_dot_product_attention(query, key, value)
         return self.gamma1(self.proj(x.transpose(1, 2).flatten(2)))
 
