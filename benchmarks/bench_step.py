@@ -1,7 +1,7 @@
 """What a step of POA costs against what its arithmetic costs, in float32 on the CPU.
 
 For a list of subnets, the elastic student's, whole steps are timed: teacher, both students, heads and losses, both
-backward passes, clipping, AdamW and the teacher's update. FLOPs of all matrix products of a step, counted while it runs
+backward passes, clipping, AdamW, the teacher's update, schedules, and what is logged of the run's health. FLOPs of all matrix products of a step, counted while it runs
 (`torch.utils.flop_counter`), over the rate of a product of two 4096 x 4096 matrices, measured between the steps, make
 the floor that no implementation of this arithmetic gets below.
 
@@ -25,8 +25,9 @@ from types import SimpleNamespace
 
 import psutil
 import torch
+from mmengine.hooks import ParamSchedulerHook, RuntimeInfoHook
 from mmengine.logging import MessageHub, MMLogger
-from mmengine.optim import build_optim_wrapper
+from mmengine.optim import CosineAnnealingLR, CosineAnnealingParamScheduler, build_optim_wrapper
 from mmengine.registry import MODELS
 from mmpretrain.structures import DataSample
 from rich.console import Console
@@ -35,9 +36,10 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from poa_mm.elastic import Subnet
-from poa_mm.engine.hooks import TeacherEMAHook
+from poa_mm.engine.hooks import POAScheduleHook, RunHealthHook, TeacherEMAHook
 from poa_mm.engine.memory import keep_freed_memory
 from poa_mm.models.selfsup.early_backward import EarlyBackward
+from poa_mm.models.selfsup.poa import TeacherTargets
 
 HEAD = dict(type='MultiPrototypeHead')
 SHAPES = {
@@ -52,6 +54,7 @@ SHAPES = {
 }
 NUM_LOCAL = 8
 MASKED_SHARE = 0.28  # of two in four global crops: about 220 patches at S4
+HEALTH_INTERVAL = 5  # steps; 50 by default
 RATE_SIZE = 4096
 
 
@@ -112,15 +115,28 @@ class Step:
                 constructor='POAOptimWrapperConstructor',
             ),
         )
+        optimizer = self.optim_wrapper.optimizer
         self.runner = SimpleNamespace(
             model=self.model,
             optim_wrapper=self.optim_wrapper,
             iter=0,
             max_iters=1000,
             message_hub=MessageHub.get_instance('bench_step'),
+            logger=MMLogger.get_current_instance(),
+            train_dataloader=SimpleNamespace(batch_size=shape['batch']),
+            param_schedulers=[
+                CosineAnnealingLR(optimizer, T_max=1000, by_epoch=False),
+                CosineAnnealingParamScheduler(optimizer, 'weight_decay', T_max=1000, by_epoch=False),
+            ],
         )
-        self.ema = TeacherEMAHook()
-        self.ema.before_train(self.runner)
+        self.hooks = {
+            'schedules': [POAScheduleHook(teacher_temp_iters=1000), ParamSchedulerHook()],
+            'health': [RuntimeInfoHook(), RunHealthHook(interval=HEALTH_INTERVAL, entropy_begin=0)],
+            'EMA': [TeacherEMAHook()],
+        }
+        for hook in self._all_hooks():
+            if not isinstance(hook, RuntimeInfoHook):  # it would ask for what only a run has
+                hook.before_train(self.runner)
         sizes = [shape['crops'][0]] * 2 + [shape['crops'][1]] * NUM_LOCAL
         self.views = [torch.randn(shape['batch'], 3, size, size) for size in sizes]
         grid = self.model.backbone.mask_grid((shape['crops'][0],) * 2)
@@ -136,22 +152,33 @@ class Step:
             self.model.backbone, 'extract_features', lambda x, subnet=None, mask=None: 'elastic' if subnet else 'intact'
         )
         self.watch.watch(EarlyBackward, 'add', 'backward')
+        self.watch.watch(TeacherTargets, 'health', 'health')
 
-    def forward_backward(self, subnet: Subnet) -> None:
-        self.model.deck = SimpleNamespace(deal=lambda: subnet)
+    def _all_hooks(self) -> list:
+        return [hook for hooks in self.hooks.values() for hook in hooks]
+
+    def forward_backward(self, subnet: Subnet) -> dict[str, torch.Tensor]:
+        self.model.deck = SimpleNamespace(deal=lambda: subnet, last=subnet)
         losses = self.model.loss(self.views, self.samples)
         with self.watch.phase('backward'):
             self.optim_wrapper.backward(losses['loss'])
+        return losses
 
     def run(self, subnet: Subnet) -> float:
         """One step; its seconds."""
         start = time.perf_counter()
-        self.forward_backward(subnet)
+        with self.watch.phase('schedules'):
+            for hook in self.hooks['schedules']:
+                hook.before_train_iter(self.runner, 0)
+        losses = self.forward_backward(subnet)
         with self.watch.phase('optimizer'):
             self.optim_wrapper.step()
             self.optim_wrapper.zero_grad()
-        with self.watch.phase('EMA'):
-            self.ema.after_train_iter(self.runner, 0)
+        for name, hooks in self.hooks.items():
+            with self.watch.phase(name):
+                for hook in hooks:
+                    hook.after_train_iter(self.runner, 0, outputs=losses)
+        self.runner.iter += 1
         return time.perf_counter() - start
 
     def flops(self, subnet: Subnet) -> int:

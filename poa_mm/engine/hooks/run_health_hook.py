@@ -86,7 +86,7 @@ class RunHealthHook(Hook):
         hub = runner.message_hub
         if self._size_class and 'loss' in (outputs or {}):
             name = self._size_class[model_of(runner).deck.last]
-            hub.update_scalar(f'train/loss_{name}', float(outputs['loss']))
+            hub.update_scalar(f'train/loss_{name}', outputs['loss'])
         if runner.iter > self._first and 'train/time' in hub.log_scalars:
             self._times.append(tuple(hub.get_scalar(f'train/{name}').current() for name in ('time', 'data_time')))
         if self.every_n_train_iters(runner, self.interval):
