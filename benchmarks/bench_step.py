@@ -1,9 +1,9 @@
 """What a step of POA costs against what its arithmetic costs, in float32 on the CPU.
 
 For a list of subnets, the elastic student's, whole steps are timed: teacher, both students, heads and losses, both
-backward passes, clipping, AdamW, the teacher's update, schedules, and what is logged of the run's health. FLOPs of all matrix products of a step, counted while it runs
-(`torch.utils.flop_counter`), over the rate of a product of two 4096 x 4096 matrices, measured between the steps, make
-the floor that no implementation of this arithmetic gets below.
+backward passes, clipping, AdamW, the teacher's update, schedules, and what is logged of the run's health. FLOPs of all
+matrix products of a step, counted while it runs (`torch.utils.flop_counter`), over the rate of a product of two 4096 x
+4096 matrices, measured between the steps, make the floor that no implementation of this arithmetic gets below.
 
     python benchmarks/bench_step.py [--shape S4] [--repeats 3] [--json OUT]
 

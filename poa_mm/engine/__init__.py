@@ -1,6 +1,7 @@
 from .hooks import (
     BadDataError,
     BadDataHook,
+    CompileBlocksHook,
     NonFiniteError,
     NonFiniteHook,
     POACheckpointHook,
@@ -23,6 +24,7 @@ from .strategy import FullyShardStrategy
 __all__ = [
     'BadDataError',
     'BadDataHook',
+    'CompileBlocksHook',
     'FullyShardStrategy',
     'LayerDecayOptimWrapperConstructor',
     'NonFiniteError',

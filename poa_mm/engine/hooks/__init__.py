@@ -1,5 +1,6 @@
 from .bad_data_hook import BadDataError, BadDataHook
 from .checkpoint_hook import POACheckpointHook
+from .compile_blocks_hook import CompileBlocksHook
 from .nonfinite_hook import NonFiniteError, NonFiniteHook
 from .poa_schedule_hook import POAScheduleHook
 from .preemption_hook import PreemptionHook
@@ -11,6 +12,7 @@ from .teacher_ema_hook import TeacherEMAHook
 __all__ = [
     'BadDataError',
     'BadDataHook',
+    'CompileBlocksHook',
     'NonFiniteError',
     'NonFiniteHook',
     'POACheckpointHook',
