@@ -20,6 +20,7 @@ import statistics
 import time
 from collections import defaultdict
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -134,7 +135,7 @@ class Step:
             'health': [RuntimeInfoHook(), RunHealthHook(interval=HEALTH_INTERVAL, entropy_begin=0)],
             'EMA': [TeacherEMAHook()],
         }
-        for hook in self._all_hooks():
+        for hook in chain.from_iterable(self.hooks.values()):
             if not isinstance(hook, RuntimeInfoHook):  # it would ask for what only a run has
                 hook.before_train(self.runner)
         sizes = [shape['crops'][0]] * 2 + [shape['crops'][1]] * NUM_LOCAL
@@ -153,9 +154,6 @@ class Step:
         )
         self.watch.watch(EarlyBackward, 'add', 'backward')
         self.watch.watch(TeacherTargets, 'health', 'health')
-
-    def _all_hooks(self) -> list:
-        return [hook for hooks in self.hooks.values() for hook in hooks]
 
     def forward_backward(self, subnet: Subnet) -> dict[str, torch.Tensor]:
         self.model.deck = SimpleNamespace(deal=lambda: subnet, last=subnet)
