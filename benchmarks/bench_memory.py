@@ -5,10 +5,12 @@ makes is booked when it appears and when it is freed, and the largest sum is the
 loss go through the same books: POA as shipped, and `JointPOA` below, which does what the formulas say: logits of all
 heads as matrices, plain losses in float32, the graphs of both students until one backward pass of the sum.
 
-    python benchmarks/bench_memory.py [--config configs/poa/vitl_in1k.py] [--batch-size 50] [--validate] [--json OUT]
+    python benchmarks/bench_memory.py [--config configs/poa/vitl_in1k.py] [--batch-size 50] [--with-cp] [--validate]
+        [--json OUT]
 
 The JSON has `ratio` (shipped over joint) and `peak_gib` with the elastic student at its largest, which is the peak of a
-run, the categories of both peaks in GiB, and the same with the elastic student at its smallest.
+run, the categories of both peaks in GiB, and the same with the elastic student at its smallest. `--with-cp` gives the
+shipped step activation checkpointing, the joint one none.
 
 Assumptions:
 
@@ -278,9 +280,12 @@ def estimate(model_cfg: dict, kind: type[POA], batch_size: int, subnet: Subnet, 
     return books.peak()
 
 
-def compare(model_cfg: dict, batch_size: int, subnet: Subnet, dtype: torch.dtype | None) -> dict:
-    """Peaks of both implementations, in GiB."""
-    peaks = {name: estimate(model_cfg, kind, batch_size, subnet, dtype) for name, kind in IMPLEMENTATIONS.items()}
+def compare(model_cfg: dict, batch_size: int, subnet: Subnet, dtype: torch.dtype | None, with_cp: bool) -> dict:
+    """Peaks of both implementations, in GiB; ``with_cp`` is for the shipped one."""
+    peaks = {}
+    for name, kind in IMPLEMENTATIONS.items():
+        backbone = {**model_cfg['backbone'], 'with_cp': with_cp and name == 'shipped'}
+        peaks[name] = estimate({**model_cfg, 'backbone': backbone}, kind, batch_size, subnet, dtype)
     totals = {name: sum(peak.values()) for name, peak in peaks.items()}
     return dict(
         subnet=str(subnet),
@@ -317,19 +322,20 @@ def resident_peak(kind: type[POA], batch_size: int, subnet: Subnet, sender) -> N
     sender.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
 
 
-def measure(config: Path, batch_size: int) -> dict:
+def measure(config: Path, batch_size: int, with_cp: bool) -> dict:
     """Both peaks with the largest elastic student, which is that of a run, and with the smallest."""
     cfg = Config.fromfile(config)
     model_cfg = {key: value for key, value in cfg.model.items() if key != 'data_preprocessor'}
     with FakeTensorMode():
         space = MODELS.build(model_cfg['backbone']).space
     largest, smallest = space.largest, next(iter(space))
-    result = compare(model_cfg, batch_size, largest, torch.float16)
+    result = compare(model_cfg, batch_size, largest, torch.float16, with_cp)
     return dict(
         config=config.stem,
         batch_size=batch_size,
+        with_cp=with_cp,
         **result,
-        smallest=compare(model_cfg, batch_size, smallest, torch.float16),
+        smallest=compare(model_cfg, batch_size, smallest, torch.float16, with_cp),
     )
 
 
@@ -354,11 +360,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--config', type=Path, default=ROOT / 'configs' / 'poa' / 'vitl_in1k.py', help='default: ViT-L')
     parser.add_argument('--batch-size', type=int, default=50, help='images a GPU (default: 50)')
+    parser.add_argument('--with-cp', action='store_true', help='activation checkpointing in the shipped step')
     parser.add_argument('--validate', action='store_true', help='compare with resident memory (3 GiB, a minute)')
     parser.add_argument('--json', type=Path, metavar='OUT', help='write the result there too')
     args = parser.parse_args()
     init_default_scope('mmpretrain')
-    result = measure(args.config, args.batch_size)
+    result = measure(args.config, args.batch_size, args.with_cp)
     if args.validate:
         result['validation'] = validate()
     show(result)

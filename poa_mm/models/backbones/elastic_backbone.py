@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from poa_mm.elastic import Cost, Subnet, SubnetSpace
 
@@ -34,6 +36,21 @@ def map_features(x: Tensor) -> Features:
     """
     cells = F.interpolate(x, scale_factor=2, mode='nearest')  # (B, D, 2 * rows, 2 * columns)
     return Features(cls=x.mean(dim=(2, 3)), patch=cells.flatten(2).transpose(1, 2))
+
+
+def run_block(block: nn.Module, *inputs: Any, with_cp: bool) -> Tensor:
+    """What ``block`` makes of ``inputs``.
+
+    Args:
+        block: A block of a backbone.
+        *inputs: Of its forward.
+        with_cp: Where a gradient will be asked for, keep the inputs only, and compute the block again in the backward
+            pass (activation checkpointing), with the same random numbers.
+    """
+    if with_cp and torch.is_grad_enabled():
+        # The reentrant kind refuses torch.autograd.grad, which EarlyBackward needs.
+        return checkpoint(block, *inputs, use_reentrant=False)
+    return block(*inputs)
 
 
 class ElasticBackbone(Protocol):

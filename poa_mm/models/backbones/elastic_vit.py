@@ -27,7 +27,7 @@ from poa_mm.elastic import (
     transformer_cost,
 )
 
-from .elastic_backbone import Features
+from .elastic_backbone import Features, run_block
 from .elastic_transformer import ElasticEncoderLayer, ElasticPatchEmbed
 
 
@@ -62,6 +62,8 @@ class ElasticVisionTransformer(VisionTransformer):
         norm_cfg: Only ``eps`` of a ``'LN'`` can be chosen. Default: ``dict(type='LN', eps=1e-6)``.
         interpolate_mode: How the position embedding is resized. Default: ``'bicubic'``.
         layer_scale_init_value: Initial LayerScale; 0 means none. Default: 1e-5.
+        with_cp: Keep the inputs of each block only, and compute the block again in the backward pass: the same
+            results in much less memory and a quarter more time. Default: False.
         init_cfg: mmengine's initialisation config. Default: truncated normal of std 0.02 for linear
             layers.
 
@@ -97,6 +99,7 @@ class ElasticVisionTransformer(VisionTransformer):
         norm_cfg: Mapping[str, Any] | None = None,
         interpolate_mode: str = 'bicubic',
         layer_scale_init_value: float = 1e-5,
+        with_cp: bool = False,
         init_cfg: dict | list | None = None,
     ):
         # Not VisionTransformer.__init__: it would build all of its own blocks, only to be replaced.
@@ -125,6 +128,7 @@ class ElasticVisionTransformer(VisionTransformer):
         self.drop_path_rate = drop_path_rate
         self.qkv_bias = qkv_bias
         self.layer_scale_init_value = layer_scale_init_value
+        self.with_cp = with_cp
 
         self.img_size = to_2tuple(img_size)
         self.patch_size = to_2tuple(patch_size)
@@ -218,7 +222,7 @@ class ElasticVisionTransformer(VisionTransformer):
         x, grid = self._embed(x, subnet, mask)
         outs = {}
         for index, block in enumerate(self._blocks(subnet)):
-            x = block(x)
+            x = run_block(block, x, with_cp=self.with_cp)
             if index in wanted:
                 outs[index] = self._format_output(self.ln1(x) if index == subnet.depth - 1 else x, grid)
         return tuple(outs[index] for index in wanted)
@@ -228,7 +232,7 @@ class ElasticVisionTransformer(VisionTransformer):
         subnet = subnet or self.space.largest
         x, _ = self._embed(x, subnet, mask)
         for block in self._blocks(subnet):
-            x = block(x)
+            x = run_block(block, x, with_cp=self.with_cp)
         return _split(self.ln1(x))
 
     @staticmethod

@@ -1,6 +1,7 @@
 """What every family of elastic backbones has to do, whatever it is made of."""
 
 from ast import literal_eval
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -10,6 +11,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
 from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 from mmpretrain.structures import DataSample
+from torch.autograd.graph import saved_tensors_hooks
 from torch.testing import assert_close
 
 from poa_mm.deploy.extract import extract_subnets, list_subnets
@@ -311,6 +313,72 @@ def test_mask_of_another_shape_is_refused(network):
     for shape in [(1, rows * columns), (2, rows * columns - 1), (2, rows, columns)]:
         with pytest.raises(ValueError, match='does not fit'):
             network.extract_features(torch.randn(2, 3, 64, 64), None, torch.zeros(shape, dtype=torch.bool))
+
+
+# --- activation checkpointing ---
+
+
+@pytest.fixture(scope='module', params=[False, True], ids=['float32', 'bfloat16'])
+def one_pass(request, family, make):
+    """Loss and gradients of one pass in training, the bytes kept for the backward pass, and what each call computed."""
+
+    def run(with_cp, subnet='smallest', grad=True):
+        stochastic = {} if family.config['type'] == 'ElasticResNet' else dict(drop_path_rate=0.5)
+        network = make(with_cp=with_cp, **stochastic)
+        network.train()
+        calls = []
+        for module in network.modules():
+            if isinstance(module, network.block):
+                module.register_forward_pre_hook(lambda module, inputs: calls.append(inputs[0].shape))
+        kept = {}  # by storage, as many tensors may share one
+        torch.manual_seed(0)
+        image, mask = torch.randn(4, 3, 64, 64), random_mask(network, (64, 64), batch=4)
+
+        def pack(tensor):
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        autocast = torch.autocast('cpu', torch.bfloat16, enabled=request.param)
+        with torch.set_grad_enabled(grad), autocast, saved_tensors_hooks(pack, lambda tensor: tensor):
+            features = network.extract_features(image, getattr(network.space, subnet), mask)
+        weights = {tensor.untyped_storage().data_ptr() for tensor in network.state_dict().values()}
+        size = sum(t.untyped_storage().nbytes() for pointer, t in kept.items() if pointer not in weights)
+        kept.clear()
+        loss = features.cls.float().pow(3).sum() + features.patch.float().pow(3).sum()
+        forward_calls = len(calls)
+        grads = torch.autograd.grad(loss, list(network.parameters()), allow_unused=True) if grad else []
+        return SimpleNamespace(loss=loss, grads=grads, size=size, forward_calls=forward_calls, calls=calls)
+
+    return run
+
+
+def test_checkpointing_gives_the_same_to_the_last_bit(one_pass):
+    """With stochastic depth, and by ``autograd.grad``, as POA asks for gradients."""
+    plain, checkpointed = one_pass(with_cp=False), one_pass(with_cp=True)
+    assert sum(grad is not None and bool(grad.any()) for grad in plain.grads) > 20
+    assert_close(checkpointed.loss, plain.loss, rtol=0, atol=0)
+    assert_close(checkpointed.grads, plain.grads, rtol=0, atol=0)
+
+
+def test_checkpointing_keeps_less_and_computes_blocks_twice(one_pass):
+    plain, checkpointed = one_pass(with_cp=False, subnet='largest'), one_pass(with_cp=True, subnet='largest')
+    assert checkpointed.size < plain.size / 2
+    assert plain.calls == checkpointed.calls[: plain.forward_calls]
+    assert sorted(checkpointed.calls) == sorted(2 * plain.calls)
+
+
+def test_checkpointing_computes_nothing_twice_without_gradient(one_pass):
+    checkpointed = one_pass(with_cp=True, grad=False)
+    assert checkpointed.size == 0
+    assert len(checkpointed.calls) == len(one_pass(with_cp=False).calls)
+
+
+def test_checkpointing_does_not_show_in_what_is_extracted(make):
+    """So that it can be switched on or off when a run is resumed."""
+    networks = make(), make(with_cp=True)
+    configs, states = zip(*(network.extract(network.space.smallest) for network in networks))
+    assert configs[0] == configs[1]
+    assert_close(states[0], states[1], rtol=0, atol=0)
 
 
 # --- training ---

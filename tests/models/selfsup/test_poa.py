@@ -293,6 +293,23 @@ def test_mixed_precision_gives_gradients_to_the_same_parameters(make_poa, weight
     assert trained(autocast=True) == trained(autocast=False)
 
 
+@pytest.mark.parametrize('weights', [{}, dict(weight_is=0)], ids=str)
+@pytest.mark.parametrize('autocast', [False, True], ids=['float32', 'bfloat16'])
+def test_activation_checkpointing_changes_nothing(make_poa, weights, autocast):
+    """Not to the last bit, though autocast keeps casts of weights and each pass ends before the next starts."""
+
+    def step(with_cp):
+        model = make_poa(backbone=dict(with_cp=with_cp, drop_path_rate=0.5), **weights)
+        model.deck = always(SUBNET)
+        torch.manual_seed(0)
+        with torch.autocast('cpu', dtype=torch.bfloat16, enabled=autocast):
+            losses = model.loss(**make_data())
+        losses['loss'].backward()
+        return losses, {name: param.grad for name, param in model.named_parameters()}
+
+    assert_close(step(with_cp=True), step(with_cp=False), rtol=0, atol=0)
+
+
 def test_deck_takes_no_seed():
     with pytest.raises(ValueError, match='may set sync and select_scale'):
         POA(backbone=BACKBONE, head=HEAD, deck=dict(seed=1))
