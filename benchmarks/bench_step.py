@@ -3,7 +3,8 @@
 For a list of subnets, the elastic student's, whole steps are timed: teacher, both students, heads and losses, both
 backward passes, clipping, AdamW, the teacher's update, schedules, and what is logged of the run's health. FLOPs of all
 matrix products of a step, counted while it runs (`torch.utils.flop_counter`), over the rate of a product of two 4096 x
-4096 matrices, measured between the steps, make the floor that no implementation of this arithmetic gets below.
+4096 matrices, the mean of one right before and one right after each step, make the floor that no implementation of this
+arithmetic gets below.
 
     python benchmarks/bench_step.py [--shape S4] [--repeats 3] [--json OUT]
 
@@ -19,6 +20,7 @@ import resource
 import statistics
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -34,7 +36,7 @@ from mmpretrain.structures import DataSample
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from poa_mm.elastic import Subnet
 from poa_mm.engine.hooks import POAScheduleHook, RunHealthHook, TeacherEMAHook
@@ -57,6 +59,28 @@ NUM_LOCAL = 8
 MASKED_SHARE = 0.28  # of two in four global crops: about 220 patches at S4
 HEALTH_INTERVAL = 5  # steps; 50 by default
 RATE_SIZE = 4096
+Shape = Sequence[int]
+
+
+def addmm_flops(out: Shape, a: Shape, b: Shape, **_) -> int:
+    return 2 * a[0] * a[1] * b[1]
+
+
+def attention_flops(query: Shape, key: Shape, value: Shape, *_, **__) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def attention_backward_flops(grad: Shape, query: Shape, key: Shape, value: Shape, *_, **__) -> int:
+    return sdpa_backward_flop_count(grad, query, key, value)
+
+
+aten = torch.ops.aten
+# torch's counter knows addmm, but not addmm_, and fused attention on GPUs, but not on CPUs.
+FLOPS = {
+    aten.addmm_: addmm_flops,
+    aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward_flops,
+}
 
 
 class Stopwatch:
@@ -181,11 +205,7 @@ class Step:
 
     def flops(self, subnet: Subnet) -> int:
         """Of the matrix products and convolutions of a step."""
-
-        def addmm_flops(out, a, b, **_) -> int:  # the counter knows addmm, but not addmm_
-            return 2 * a[0] * a[1] * b[1]
-
-        with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: addmm_flops}) as counter:
+        with FlopCounterMode(display=False, custom_mapping=FLOPS) as counter:
             self.forward_backward(subnet)
         self.optim_wrapper.zero_grad()
         return counter.get_total_flops()
@@ -221,19 +241,21 @@ def measure(name: str, repeats: int) -> dict:
         step.run(subnet)
     step.watch.seconds.clear()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    rates, seconds = [], defaultdict(list)
-    product_rate()
+    rates, seconds, ratios = [product_rate()], defaultdict(list), defaultdict(list)
     for _ in track(range(repeats), 'steps', console=Console(stderr=True)):
         for subnet in subnets:
+            spent = step.run(subnet)
             rates.append(product_rate())
-            seconds[subnet].append(step.run(subnet))
-    rate = statistics.median(rates)
+            # Those before and after: what else the machine does changes from one minute to the next.
+            floor = flops[subnet] / statistics.mean(rates[-2:])
+            seconds[subnet].append(spent)
+            ratios[subnet].append(spent / floor)
     rows = [
         dict(
             subnet=str(subnet),
             gflop=round(flops[subnet] / 1e9, 1),
             seconds=round(statistics.median(seconds[subnet]), 3),
-            ratio=round(statistics.median(seconds[subnet]) / (flops[subnet] / rate), 3),
+            ratio=round(statistics.median(ratios[subnet]), 3),
         )
         for subnet in subnets
     ]
@@ -242,7 +264,7 @@ def measure(name: str, repeats: int) -> dict:
         shape=name,
         masked_patches=step.num_masked,
         threads=torch.get_num_threads(),
-        gflop_per_second=round(rate / 1e9, 1),
+        gflop_per_second=round(statistics.median(rates) / 1e9, 1),
         ratio=statistics.median(row['ratio'] for row in rows),
         median_seconds=statistics.median(row['seconds'] for row in rows),
         peak_rss_gib=round((peak - imported) / 2**30, 2),
