@@ -50,7 +50,9 @@ def compiled(model, **options):
 
 
 @needs_compiler
-def test_a_handful_of_graphs_serves_all_subnets(model, step):
+@pytest.mark.parametrize('with_cp', [False, True], ids=['plain', 'checkpointed'])
+def test_a_handful_of_graphs_serves_all_subnets(model, step, with_cp):
+    model.backbone.with_cp = with_cp
     subnets = list(model.backbone.space)
     plain = [step(subnet) for subnet in subnets]
     graphs = CompileCounter()
