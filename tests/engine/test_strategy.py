@@ -122,6 +122,8 @@ def runs(tmp_path_factory):
         resumed_from_whole=dict(how=SHARDED, resume=whole_checkpoint),
         other_network=dict(how=SHARDED, resume=checkpoint, options={'model.backbone.widths': [48, 96]}),
         bfloat16=dict(how=SHARDED, options={'strategy.param_dtype': 'bfloat16', 'train_cfg.max_iters': 1}),
+        whole_checkpointed=dict(how=WHOLE, options={'model.backbone.with_cp': True}),
+        sharded_checkpointed=dict(how=SHARDED, options={'model.backbone.with_cp': True}),
         own_blocks=dict(how=SHARDED, options={'model.weight_is': 0}),
     )
     mp.spawn(worker, (2, folder, jobs), nprocs=2)
@@ -142,6 +144,16 @@ def test_equals_training_without_shards(runs, rank):
     for name, share in found.shards.items():  # of student and teacher alike
         undivided = name.endswith(('token', 'pos_embed'))  # one row
         assert share == (1 - rank if undivided else 0.5), name
+
+
+@needs_sharding
+@pytest.mark.slow
+@pytest.mark.parametrize('how', ['whole', 'sharded'])
+def test_activation_checkpointing_changes_nothing(runs, how):
+    for rank in range(2):
+        expected, found = (result_of(runs, name, rank) for name in (how, f'{how}_checkpointed'))
+        for iteration in range(3):  # then comes the NaN
+            assert_close(found.iterations[iteration], expected.iterations[iteration], rtol=0, atol=0)
 
 
 @needs_sharding
