@@ -75,7 +75,7 @@ def measure_extraction(folder: Path, every: int, goes: int) -> dict:
     checkpoint = folder / 'supernet.pth'
     space = list(save_supernet(checkpoint).space)
     chosen = space[every // 2 :: every]
-    parts = [chosen[go::goes] for go in range(goes)]
+    parts = [chosen[go::goes] for go in range(min(goes, len(chosen)))]
     single = extraction(checkpoint, chosen[:1], verify=False)
     result = dict(subnets=len(chosen), checkpoint_reads={1: round(single['reads'], 2)})
     for verify in (False, True):
