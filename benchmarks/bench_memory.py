@@ -23,7 +23,7 @@ Assumptions:
   fragmentation, no workspace within an operation (cuBLAS), no context of CUDA and no buffers of NCCL.
 
 `--validate` compares the estimate of a small float32 step with the resident memory of a process that runs it, where
-workspace and fragmentation count: 7% more for both implementations, whose ratio agrees within half a percent.
+workspace and fragmentation count: about 0.3 GiB more for both implementations, 14% and 7%.
 """
 
 from __future__ import annotations
