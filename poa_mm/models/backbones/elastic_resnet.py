@@ -78,7 +78,7 @@ class ElasticResNet(BottleneckResNet):
         num_groups: Groups of every GroupNorm. Default: 32.
         zero_init_residual: Start with residual branches that give zero. Default: True.
         with_cp: Keep the inputs of each block only, and compute the block again in the backward pass: the same
-            results in much less memory and a quarter more time. Default: False.
+            results in much less memory and more time. Default: False.
         init_cfg: mmengine's initialisation config. Default: that of mmpretrain's ``ResNet``.
 
     Raises:

@@ -191,7 +191,7 @@ class ElasticSwinTransformer(SwinTransformer):
             that (mean and variance need the channels that were cut), so that only subnets of full width can
             be extracted. Default: ``'sliced'``.
         with_cp: Keep the inputs of each block only, and compute the block again in the backward pass: the same
-            results in much less memory and a quarter more time. Default: False.
+            results in much less memory and more time. Default: False.
         init_cfg: mmengine's initialisation config. Default: truncated normal of std 0.02 for linear layers.
 
     Raises:
