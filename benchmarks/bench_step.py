@@ -75,12 +75,11 @@ def attention_backward_flops(grad: Shape, query: Shape, key: Shape, value: Shape
 
 
 aten = torch.ops.aten
-# torch's counter knows addmm, but not addmm_, and fused attention on GPUs, but not on CPUs.
-FLOPS = {
-    aten.addmm_: addmm_flops,
-    aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward_flops,
-}
+# torch's counter knows addmm, but not addmm_, and fused attention, but not the CPU's own.
+FLOPS = {aten.addmm_: addmm_flops}
+if hasattr(aten, '_scaled_dot_product_flash_attention_for_cpu'):  # not in torch 2.1
+    FLOPS[aten._scaled_dot_product_flash_attention_for_cpu] = attention_flops
+    FLOPS[aten._scaled_dot_product_flash_attention_for_cpu_backward] = attention_backward_flops
 
 
 class Stopwatch:
@@ -241,6 +240,7 @@ def measure(name: str, repeats: int) -> dict:
         step.run(subnet)
     step.watch.seconds.clear()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    product_rate()  # a first one is slower
     rates, seconds, ratios = [product_rate()], defaultdict(list), defaultdict(list)
     for _ in track(range(repeats), 'steps', console=Console(stderr=True)):
         for subnet in subnets:

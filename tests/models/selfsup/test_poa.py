@@ -296,7 +296,7 @@ def test_mixed_precision_gives_gradients_to_the_same_parameters(make_poa, weight
 @pytest.mark.parametrize('weights', [{}, dict(weight_is=0)], ids=str)
 @pytest.mark.parametrize('autocast', [False, True], ids=['float32', 'bfloat16'])
 def test_activation_checkpointing_changes_nothing(make_poa, weights, autocast):
-    """Not to the last bit, though autocast keeps casts of weights and each pass ends before the next starts."""
+    """Not even the last bit, though autocast keeps casts of weights and each pass ends before the next starts."""
 
     def step(with_cp):
         model = make_poa(backbone=dict(with_cp=with_cp, drop_path_rate=0.5), **weights)
