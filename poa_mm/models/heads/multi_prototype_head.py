@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 from poa_mm.elastic import ElasticLinear
 
+from ..losses import prototype_logits
+
 
 class Projector(nn.Module):
     """MLP with GELU and an L2-normalised output; its first layer takes any leading part of the inputs.
@@ -55,8 +57,8 @@ class Prototypes(nn.Module):
         return torch._weight_norm(self.weight, self.gain)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(N, in_channels)`` to logits ``(N, num_prototypes)``."""
-        return F.linear(x, self.matrix())
+        """``(N, in_channels)`` to :func:`prototype_logits` ``(N, num_prototypes)``."""
+        return prototype_logits(x, self.matrix())
 
 
 @MODELS.register_module()

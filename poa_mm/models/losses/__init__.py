@@ -1,7 +1,7 @@
 from .centering import MeanCentering, SinkhornKnopp
 from .cross_entropy import CropLosses, class_loss, patch_loss, same_view_loss
 from .koleo import KoLeoLoss
-from .prototype_loss import Targets, prototype_loss
+from .prototype_loss import Targets, prototype_logits, prototype_loss
 
 __all__ = [
     'CropLosses',
@@ -11,6 +11,7 @@ __all__ = [
     'Targets',
     'class_loss',
     'patch_loss',
+    'prototype_logits',
     'prototype_loss',
     'same_view_loss',
 ]

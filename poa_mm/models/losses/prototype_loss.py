@@ -2,39 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 CHUNK = 2**24  # logits of one matrix product: 64 MiB
-BLOCK = 2**18  # logits of one pass on the CPU: 1 MiB, which its cache holds from one operation to the next
+BLOCK = 2**20  # logits of one pass on the CPU: 4 MiB, which its cache holds from one operation to the next
+ROWS = 8  # logits are computed for a multiple of it
 
 
 class Targets(NamedTuple):
     """What consecutive rows of a student are to predict.
 
     Args:
-        probs: Distributions over the prototypes, ``(S, K)``; a row may be a sum of several.
-        index: Which of them each of the ``n`` student rows learns from, ``(n,)``.
+        probs: Distributions over the prototypes, or sums of several, ``(n, K)``; best laid out as
+            :func:`prototype_logits` lays out logits.
         weights: Share of each row in its term of the loss, ``(n,)``.
         scale: Weight of the term in the total.
-        start: Row of the student that the first entry of ``index`` belongs to. Default: 0.
+        start: Row of the student that learns from the first of ``probs``. Default: 0.
     """
 
     probs: Tensor
-    index: Tensor
     weights: Tensor
     scale: float
     start: int = 0
 
     def within(self, start: int, stop: int) -> tuple[slice, slice]:
         """Which of these targets belong to the student's rows ``start`` to ``stop``, and their places among those."""
-        first, last = max(start, self.start), min(stop, self.start + len(self.index))
+        first, last = max(start, self.start), min(stop, self.start + len(self.weights))
         last = max(first, last)
         return slice(first - self.start, last - self.start), slice(first - start, last - start)
+
+
+def prototype_logits(embeddings: Tensor, prototypes: Tensor) -> Tensor:
+    """``embeddings @ prototypes.T``, ``(N, C)`` and ``(K, C)`` to ``(N, K)``, in memory as ``(K, N)``.
+
+    With ``N`` rounded up to a multiple of 8 there, this product takes two thirds of the time on the CPU that it takes
+    for the usual layout, and so does the loss' gradient. Whatever works on logits element by element keeps the layout.
+    """
+    return (prototypes @ _padded(embeddings).T).T[: len(embeddings)]
+
+
+def _padded(rows: Tensor) -> Tensor:
+    return functional.pad(rows, (0, 0, 0, -len(rows) % ROWS))
 
 
 def prototype_loss(
@@ -85,18 +99,16 @@ class _PrototypeLoss(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             prototypes_grad = torch.zeros_like(prototypes)
         embeddings_grad = torch.empty_like(embeddings) if ctx.needs_input_grad[0] else None
-        losses = [target.weights.new_zeros(len(target.index), dtype=torch.float32) for target in targets]
-        block = BLOCK if embeddings.device.type == 'cpu' else chunk
+        losses = [target.weights.new_zeros(len(target.weights), dtype=torch.float32) for target in targets]
         for start, stop in _chunks(len(embeddings), len(prototypes), chunk):
-            scaled = embeddings[start:stop] / temperature
-            logits = scaled @ prototypes.T  # (n, K), and soon their gradient
-            for first, last in _chunks(stop - start, len(prototypes), block):
-                places = [target.within(start + first, start + last) for target in targets]
-                _losses_and_gradient(logits[first:last], list(zip(targets, losses, places)))
+            scaled = _padded(embeddings[start:stop] / temperature)
+            logits = prototype_logits(scaled, prototypes).T  # (K, n), and soon their gradient
+            parts = [(target, loss, *target.within(start, stop)) for target, loss in zip(targets, losses)]
+            _losses_and_gradient(logits, parts)
             if embeddings_grad is not None:
-                torch.mm(logits, prototypes, out=embeddings_grad[start:stop])
+                torch.mm(logits.T[: stop - start], prototypes, out=embeddings_grad[start:stop])
             if prototypes_grad is not None:
-                prototypes_grad.addmm_(logits.T, scaled)
+                prototypes_grad.addmm_(logits, scaled)
         if embeddings_grad is not None:
             embeddings_grad /= temperature
         ctx.grads = (embeddings_grad, prototypes_grad if ctx.needs_input_grad[1] else None)
@@ -111,31 +123,42 @@ class _PrototypeLoss(torch.autograd.Function):
         return *(None if grad is None else grad.mul_(upstream) for grad in grads), None, None, None, None
 
 
-def _chunks(rows: int, columns: int, size: int) -> Iterator[tuple[int, int]]:
-    step = max(size // columns, 1)
-    return ((start, min(start + step, rows)) for start in range(0, rows, step))
+def _chunks(length: int, width: int, size: int) -> list[tuple[int, int]]:
+    step = max(size // max(width, 1), 1)
+    return [(start, min(start + step, length)) for start in range(0, length, step)]
 
 
-def _losses_and_gradient(logits: Tensor, parts: Sequence[tuple]) -> None:
+def _losses_and_gradient(logits: Tensor, parts: Sequence[tuple[Targets, Tensor, slice, slice]]) -> None:
     """Fill in the losses of some rows and turn their ``logits`` into the gradient of the total.
 
+    Goes through blocks of prototypes twice, once for the normaliser of the softmax and once for the gradient.
+
     Args:
-        logits: ``(n, K)``.
+        logits: ``(K, n)``.
         parts: Targets, the losses to fill in, and the places of these rows among the targets and of those among these.
     """
-    taught = [
-        (target, loss, own, place, target.probs.index_select(0, target.index[own]).float())
-        for target, loss, (own, place) in parts
-    ]
-    likelihoods = [torch.linalg.vecdot(probs, logits[place]) for *_, place, probs in taught]
-    peak = logits.amax(dim=1, keepdim=True)
-    total = logits.sub_(peak).exp_().sum(dim=1, keepdim=True)
-    normaliser = (peak + total.log()).squeeze(1)
-    share = torch.zeros_like(normaliser)
-    for (target, loss, own, place, probs), likelihood in zip(taught, likelihoods):
-        weights, mass = target.weights[own], probs.sum(dim=1)
-        loss[own] = weights * (mass * normaliser[place] - likelihood)
-        share[place] += target.scale * weights * mass
-    logits.mul_(share.unsqueeze(1) / total)
-    for target, _, own, place, probs in taught:
-        logits[place] -= probs.mul_((target.scale * target.weights[own]).unsqueeze(1))
+    rows = logits.shape[1]
+    blocks = [slice(*ends) for ends in _chunks(*logits.shape, BLOCK if logits.device.type == 'cpu' else logits.numel())]
+    taught = [(target.probs[own].T, place) for target, _, own, place in parts]  # (K, m) each
+    likelihoods = [logits.new_zeros(probs.shape[1]) for probs, _ in taught]
+    masses = [logits.new_zeros(probs.shape[1]) for probs, _ in taught]
+    peaks, totals = logits.new_empty(2, len(blocks), rows)
+    for block, peak, total in zip(blocks, peaks, totals):
+        values = logits[block]
+        for (probs, place), likelihood, mass in zip(taught, likelihoods, masses):
+            likelihood += (probs[block] * values[:, place]).sum(dim=0)
+            mass += probs[block].sum(dim=0)
+        torch.amax(values, dim=0, out=peak)
+        torch.sum(values.sub_(peak).exp_(), dim=0, out=total)
+    peak = peaks.amax(dim=0)
+    shrink = (peaks - peak).exp_()  # from a block's own peak to that of all
+    total = (totals * shrink).sum(dim=0)
+    normaliser = peak + total.log()
+    share = logits.new_zeros(rows)
+    for (target, loss, own, place), likelihood, mass in zip(parts, likelihoods, masses):
+        loss[own] = target.weights[own] * (mass * normaliser[place] - likelihood)
+        share[place] += target.scale * target.weights[own] * mass
+    for block, factor in zip(blocks, shrink * (share / total)):
+        values = logits[block].mul_(factor)
+        for (target, _, own, _), (probs, place) in zip(parts, taught):
+            values[:, place].addcmul_(probs[block], target.scale * target.weights[own], value=-1)

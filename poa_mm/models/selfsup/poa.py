@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from poa_mm.elastic import Subnet, SubnetDeck
 
-from ..losses import Targets, prototype_loss
+from ..losses import Targets, prototype_logits, prototype_loss
 from .batch import MultiCropBatch, check_views
 from .early_backward import EarlyBackward, hand_over
 
@@ -346,26 +346,25 @@ class POA(BaseSelfSupervisor):
         num_cls, images = batch.num_rows[size], len(cls) // 2
         pairs = images + batch.num_rows['local']  # half of them, of all images
         share = cls.new_full((num_cls,), 1 / (2 * pairs))
-        index = torch.arange(num_cls, device=cls.device)
         scale = weight / len(targets.cls)
         if size == 'local':
-            return {f'{name}_local': Targets(cls[:images] + cls[images:], index % images, share, scale)}
-        objectives = {f'{name}_global': Targets(cls.roll(images, dims=0), index, share, scale)}
+            both = (cls[:images] + cls[images:]).T.repeat(1, num_cls // images).T
+            return {f'{name}_local': Targets(both, share, scale)}
+        objectives = {f'{name}_global': Targets(cls.roll(images, dims=0), share, scale)}
         if targets.patch:
             patch = targets.patch[head]
             masked = batch.masks.sum(dim=1, keepdim=True).clamp(min=1)  # (2B, 1)
             share = (1 / (num_cls * masked)).expand_as(batch.masks)[batch.masks]  # (M,)
-            index = torch.arange(len(patch), device=patch.device)
-            objectives[f'{name}_patch'] = Targets(patch, index, share, scale * self.patch_weight, start=num_cls)
+            objectives[f'{name}_patch'] = Targets(patch, share, scale * self.patch_weight, start=num_cls)
         return objectives
 
     def _same_view(self, embeddings: Tensor, prototypes: Tensor) -> Targets:
         """What the intact student makes of the class tokens of the same crops on one head, not centred (POA, Eq. 4)."""
         with torch.autocast(embeddings.device.type, enabled=False):
-            probs = torch.softmax(embeddings.float() @ prototypes.float().T / self.student_temp, dim=1)
-        index = torch.arange(len(probs), device=probs.device)
+            logits = prototype_logits(embeddings.float() / self.student_temp, prototypes.float())
+        probs = torch.softmax(logits.T, dim=0).T
         share = probs.new_full((len(probs),), 1 / len(probs))
-        return Targets(probs, index, share, self.weight_es2 / len(self.head.num_prototypes))
+        return Targets(probs, share, self.weight_es2 / len(self.head.num_prototypes))
 
     def log(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
         """The terms of :meth:`loss_terms` as means over the heads, and ``L_IS``, ``L_ES1`` and ``L_ES2`` in all."""

@@ -38,13 +38,12 @@ def plain(embeddings, prototypes, cls, patch, same, weights):
 
 def fused(embeddings, prototypes, cls, patch, same, weights, chunk, prototypes_grad=None):
     pairs = IMAGES * (2 + 2 * LOCAL)
-    probs = torch.cat([cls.roll(IMAGES, 0), cls[:IMAGES] + cls[IMAGES:]])
-    index = torch.cat([torch.arange(2 * IMAGES), 2 * IMAGES + torch.arange(IMAGES).repeat(LOCAL)])
+    probs = torch.cat([cls.roll(IMAGES, 0), (cls[:IMAGES] + cls[IMAGES:]).repeat(LOCAL, 1)])
     shares = torch.tensor([1 / (2 * IMAGES)] * 2 * IMAGES + [1 / (LOCAL * IMAGES)] * LOCAL * IMAGES)
     targets = dict(
-        cross=Targets(probs, index, torch.full((NUM_CLS,), 1 / pairs), SCALES['cross']),
-        patch=Targets(patch, torch.arange(MASKED), weights / (2 * IMAGES), SCALES['patch'], start=NUM_CLS),
-        same=Targets(same, torch.arange(NUM_CLS), shares, SCALES['same']),
+        cross=Targets(probs, torch.full((NUM_CLS,), 1 / pairs), SCALES['cross']),
+        patch=Targets(patch, weights / (2 * IMAGES), SCALES['patch'], start=NUM_CLS),
+        same=Targets(same, shares, SCALES['same']),
     )
     total, rows = prototype_loss(embeddings, prototypes, list(targets.values()), TEMPERATURE, chunk, prototypes_grad)
     return total, {name: row.sum() for name, row in zip(targets, rows)}
@@ -100,7 +99,7 @@ def test_without_gradient(case):
 
 def test_rows_without_a_target_have_no_gradient(case):
     embeddings, prototypes, _, patch, *_ = case
-    targets = Targets(patch, torch.arange(MASKED), torch.ones(MASKED), 1.0, start=2)
+    targets = Targets(patch, torch.ones(MASKED), 1.0, start=2)
     total, (rows,) = prototype_loss(embeddings, prototypes, [targets], TEMPERATURE, chunk=3 * PROTOTYPES)
     total.backward()
     taught = embeddings.grad.any(dim=1)
@@ -112,7 +111,7 @@ def test_no_targets_and_no_rows(case):
     embeddings, prototypes, *_ = case
     nothing, rows = prototype_loss(embeddings, prototypes, [], TEMPERATURE)
     assert nothing.item() == 0 and rows == []
-    nobody = Targets(torch.zeros(0, PROTOTYPES), torch.zeros(0, dtype=torch.long), torch.zeros(0), 1.0)
+    nobody = Targets(torch.zeros(0, PROTOTYPES), torch.zeros(0), 1.0)
     total, (rows,) = prototype_loss(embeddings[:0], prototypes, [nobody], TEMPERATURE)
     (nothing + total).backward()
     assert total.item() == 0 and rows.shape == (0,)
