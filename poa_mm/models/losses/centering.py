@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from mmengine.dist import all_reduce
 from mmengine.registry import MODELS
 from torch import Tensor, nn
+
+PARTS = 64
 
 
 @MODELS.register_module()
@@ -33,21 +37,23 @@ class SinkhornKnopp(nn.Module):
         ``N`` may be zero on some ranks: they still take part in the exchange.
         """
         logits = logits.float() / temperature
+        # By parts of the prototypes: a product of all with one vector would keep one thread busy.
+        parts = logits.T.unflatten(0, (math.gcd(logits.shape[1], PARTS), -1))  # (P, K / P, N)
         # exp() is taken relative to each sample's peak, so that none underflows as a whole. What a sample
         # weighs against the others matters to the first share only: the scaling of its row cancels it.
-        peak = logits.amax(dim=1, keepdim=True) if len(logits) else logits.new_empty(0, 1)
+        peak = parts.amax(dim=1).amax(dim=0)
         highest = peak.max() if len(peak) else logits.new_tensor(-torch.inf)
         all_reduce(highest, op='max')
-        q = logits.sub_(peak).exp_()
+        q = parts.sub_(peak).exp_()
         # Only the factors of rows and columns change from round to round; the matrix itself is scaled once, at the end.
-        rows = torch.exp(peak - highest).squeeze(1)
+        rows = torch.exp(peak - highest)  # (N,)
         for _ in range(self.iterations):
-            share = rows @ q
+            share = (rows.expand(len(q), 1, -1) @ q.mT).flatten()
             all_reduce(share)
             share /= share.mean()  # the factors know no scale: what one of them gains, the other loses
             columns = 1 / share.clamp_(min=1e-30)  # every prototype: the same share of the global batch
-            rows = 1 / (q @ columns)  # every sample: one
-        return q.mul_(rows.unsqueeze(1)).mul_(columns)
+            rows = 1 / (columns.view(len(q), 1, -1) @ q).sum(dim=(0, 1))  # every sample: one
+        return q.mul_(rows).flatten(0, 1).mul_(columns.unsqueeze(1)).T
 
 
 @MODELS.register_module()

@@ -58,7 +58,8 @@ def prototype_loss(
     temperature: float,
     chunk: int = CHUNK,
     prototypes_grad: Tensor | None = None,
-) -> tuple[Tensor, list[Tensor]]:
+    keep: int = 0,
+) -> tuple[Tensor, list[Tensor], Tensor]:
     """Weighted cross-entropies between targets and ``softmax(embeddings @ prototypes.T / temperature)``.
 
     Equal to :func:`class_loss`, :func:`patch_loss` and :func:`same_view_loss` on the logits, but
@@ -79,32 +80,35 @@ def prototype_loss(
         prototypes_grad: Where the gradient of the total with respect to the prototypes is added at once, ``(K, C)`` in
             float32, so that losses that share them share this memory; autograd then has none for the prototypes.
             Default: None, it is autograd's.
+        keep: Of how many leading rows, up to ``N``, the softmax is wanted. Default: 0.
 
     Returns:
-        The total, ``sum(scale * weights * cross-entropy)``, a scalar, and for each of ``targets`` its weighted
-        cross-entropies ``(n,)``, for the log and without gradient.
+        The total, ``sum(scale * weights * cross-entropy)``, a scalar; for each of ``targets`` its weighted
+        cross-entropies ``(n,)``, for the log; and the softmax of the leading rows, ``(keep, K)``. Only the total has a
+        gradient.
     """
     with torch.autocast(embeddings.device.type, enabled=False):
         if prototypes_grad is not None:
             prototypes = prototypes.detach()
-        total, *rows = _PrototypeLoss.apply(
-            embeddings.float(), prototypes.float(), prototypes_grad, targets, temperature, chunk
+        total, kept, *rows = _PrototypeLoss.apply(
+            embeddings.float(), prototypes.float(), prototypes_grad, targets, temperature, chunk, keep
         )
-    return total, rows
+    return total, rows, kept
 
 
 class _PrototypeLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, embeddings, prototypes, prototypes_grad, targets, temperature, chunk):
+    def forward(ctx, embeddings, prototypes, prototypes_grad, targets, temperature, chunk, keep):
         if ctx.needs_input_grad[1]:
             prototypes_grad = torch.zeros_like(prototypes)
         embeddings_grad = torch.empty_like(embeddings) if ctx.needs_input_grad[0] else None
         losses = [target.weights.new_zeros(len(target.weights), dtype=torch.float32) for target in targets]
+        kept = prototypes.new_empty(len(prototypes), keep)
         for start, stop in _chunks(len(embeddings), len(prototypes), chunk):
             scaled = _padded(embeddings[start:stop] / temperature)
             logits = prototype_logits(scaled, prototypes).T  # (K, n), and soon their gradient
             parts = [(target, loss, *target.within(start, stop)) for target, loss in zip(targets, losses)]
-            _losses_and_gradient(logits, parts)
+            _losses_and_gradient(logits, parts, kept[:, start:stop])
             if embeddings_grad is not None:
                 torch.mm(logits.T[: stop - start], prototypes, out=embeddings_grad[start:stop])
             if prototypes_grad is not None:
@@ -112,15 +116,15 @@ class _PrototypeLoss(torch.autograd.Function):
         if embeddings_grad is not None:
             embeddings_grad /= temperature
         ctx.grads = (embeddings_grad, prototypes_grad if ctx.needs_input_grad[1] else None)
-        ctx.mark_non_differentiable(*losses)
+        ctx.mark_non_differentiable(kept := kept.T, *losses)
         total = sum((target.scale * loss.sum() for target, loss in zip(targets, losses)), embeddings.new_zeros(()))
-        return total, *losses
+        return total, kept, *losses
 
     @staticmethod
     @once_differentiable
     def backward(ctx, upstream, *_):
         grads, ctx.grads = ctx.grads, None  # of the size of the prototypes: they end with this pass
-        return *(None if grad is None else grad.mul_(upstream) for grad in grads), None, None, None, None
+        return *(None if grad is None else grad.mul_(upstream) for grad in grads), None, None, None, None, None
 
 
 def _chunks(length: int, width: int, size: int) -> list[tuple[int, int]]:
@@ -128,14 +132,15 @@ def _chunks(length: int, width: int, size: int) -> list[tuple[int, int]]:
     return [(start, min(start + step, length)) for start in range(0, length, step)]
 
 
-def _losses_and_gradient(logits: Tensor, parts: Sequence[tuple[Targets, Tensor, slice, slice]]) -> None:
-    """Fill in the losses of some rows and turn their ``logits`` into the gradient of the total.
+def _losses_and_gradient(logits: Tensor, parts: Sequence[tuple[Targets, Tensor, slice, slice]], kept: Tensor) -> None:
+    """Fill in losses and softmax of some rows and turn their ``logits`` into the gradient of the total.
 
     Goes through blocks of prototypes twice, once for the normaliser of the softmax and once for the gradient.
 
     Args:
         logits: ``(K, n)``.
         parts: Targets, the losses to fill in, and the places of these rows among the targets and of those among these.
+        kept: For the softmax of the first of these rows, ``(K, 0 .. n)``.
     """
     rows = logits.shape[1]
     blocks = [slice(*ends) for ends in _chunks(*logits.shape, BLOCK if logits.device.type == 'cpu' else logits.numel())]
@@ -158,7 +163,10 @@ def _losses_and_gradient(logits: Tensor, parts: Sequence[tuple[Targets, Tensor, 
     for (target, loss, own, place), likelihood, mass in zip(parts, likelihoods, masses):
         loss[own] = target.weights[own] * (mass * normaliser[place] - likelihood)
         share[place] += target.scale * target.weights[own] * mass
-    for block, factor in zip(blocks, shrink * (share / total)):
-        values = logits[block].mul_(factor)
+    keep = kept.shape[1]
+    for block, to_softmax, factor in zip(blocks, shrink / total, shrink * (share / total)):
+        values = logits[block]
+        torch.mul(values[:, :keep], to_softmax[:keep], out=kept[block])
+        values *= factor
         for (target, _, own, _), (probs, place) in zip(parts, taught):
             values[:, place].addcmul_(probs[block], target.scale * target.weights[own], value=-1)

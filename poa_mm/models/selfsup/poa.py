@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from poa_mm.elastic import Subnet, SubnetDeck
 
-from ..losses import Targets, prototype_logits, prototype_loss
+from ..losses import Targets, prototype_loss
 from .batch import MultiCropBatch, check_views
 from .early_backward import EarlyBackward, hand_over
 
@@ -246,19 +246,21 @@ class POA(BaseSelfSupervisor):
         # What all passes teach the prototypes is added up beside autograd: they are most of the head's weights.
         grads = [torch.zeros_like(value, dtype=torch.float32) if value.requires_grad else None for value in prototypes]
         early = EarlyBackward(self._trained(), self.loss_scale)
-        seen = self._seen_by_intact(batch)
+        seen = self._seen_by_intact(batch, prototypes)
         students = [student for student in ('intact', 'elastic') if self._runs(student)]
         passes = [(student, size) for student in students for size in batch.sizes]
         terms = {}
         for student, size in passes:
             output = self.student_output(batch, None if student == 'intact' else subnet, size)
-            if student == 'intact':
-                seen[size] = [embeddings.detach() for embeddings in output.embeddings]
             objectives = (
-                self._objectives(student, size, batch, targets, seen, head, matrix.detach())
-                for head, matrix in enumerate(prototypes)
+                self._objectives(student, size, batch, targets, seen, head) for head in range(len(prototypes))
             )
-            loss, more = self._student_loss(output, prototypes, grads, objectives, koleo=size == 'global')
+            teaches = student == 'intact' and self.weight_es2 > 0
+            loss, more, probs = self._student_loss(
+                output, prototypes, grads, objectives, koleo=size == 'global', keep=batch.num_rows[size] * teaches
+            )
+            if teaches:
+                seen[size] = probs
             terms |= {name: terms.get(name, 0) + term for name, term in more.items()}
             if (student, size) != passes[-1]:
                 early.add(loss)
@@ -268,12 +270,21 @@ class POA(BaseSelfSupervisor):
     def _runs(self, student: str) -> bool:
         return self.weight_is > 0 if student == 'intact' else self.runs_elastic
 
-    def _seen_by_intact(self, batch: MultiCropBatch) -> dict[str, list[Tensor]]:
-        """Embeddings of an intact student that teaches, but does not learn, by size of crops; else empty."""
+    @torch.no_grad()
+    def _seen_by_intact(self, batch: MultiCropBatch, prototypes: Sequence[Tensor]) -> dict[str, list[Tensor]]:
+        """What an intact student that teaches, but does not learn, makes of the class tokens; of others empty.
+
+        Returns:
+            By size of crops its distributions on each head, ``(num_rows, K)``.
+        """
         if self.weight_is > 0 or self.weight_es2 == 0:
             return {}
-        with torch.no_grad():
-            seen = {size: self.student_output(batch, None, size).embeddings for size in batch.sizes}
+        seen: dict[str, list[Tensor]] = {}
+        for size in batch.sizes:
+            output, keep = self.student_output(batch, None, size), batch.num_rows[size]
+            for embeddings, matrix in zip(output.embeddings, prototypes):
+                *_, probs = prototype_loss(embeddings[:keep], matrix, [], self.student_temp, keep=keep)
+                seen.setdefault(size, []).append(probs)
         # Autocast has kept casts of the weights that carry no gradient; the elastic student needs its own.
         torch.clear_autocast_cache()
         return seen
@@ -291,17 +302,20 @@ class POA(BaseSelfSupervisor):
         grads: Sequence[Tensor | None],
         objectives: Iterable[dict[str, Targets]],
         koleo: bool,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+        keep: int,
+    ) -> tuple[Tensor, dict[str, Tensor], list[Tensor]]:
         """Weighted sum and unweighted terms of one student; ``objectives`` are, head by head, its targets by term.
 
-        The gradient of the ``prototypes`` is added to ``grads``.
+        The gradient of the ``prototypes`` is added to ``grads``. The third result is, head by head, the student's
+        distribution for each of ``keep`` leading rows.
         """
-        total, terms = 0.0, {}
+        total, terms, probs = 0.0, {}, []
         for embeddings, matrix, grad, targets in zip(student.embeddings, prototypes, grads, objectives):
-            loss, rows = prototype_loss(
-                embeddings, matrix, list(targets.values()), self.student_temp, prototypes_grad=grad
+            loss, rows, kept = prototype_loss(
+                embeddings, matrix, list(targets.values()), self.student_temp, prototypes_grad=grad, keep=keep
             )
             total = total + loss
+            probs.append(kept)
             for name, values in zip(targets, rows):
                 terms.setdefault(name, []).append(values.sum())
         terms = {name: torch.stack(values) for name, values in terms.items()}
@@ -310,7 +324,7 @@ class POA(BaseSelfSupervisor):
             value = sum(self.koleo(crop) for crop in student.features.chunk(2)) / num_students
             total = total + self.koleo_weight * value
             terms['koleo'] = value.detach()
-        return total, terms
+        return total, terms, probs
 
     def _objectives(
         self,
@@ -320,7 +334,6 @@ class POA(BaseSelfSupervisor):
         targets: TeacherTargets,
         seen: dict[str, list[Tensor]],
         head: int,
-        prototypes: Tensor,
     ) -> dict[str, Targets]:
         """What one student learns from crops of one size on one head, by term."""
         if student == 'intact':
@@ -329,8 +342,7 @@ class POA(BaseSelfSupervisor):
         if self.weight_es1 > 0:
             objectives |= self._cross_view('L_ES1', self.weight_es1, size, batch, targets, head)
         if self.weight_es2 > 0:
-            num_cls = batch.num_rows[size]
-            objectives[f'L_ES2_{size}'] = self._same_view(seen[size][head][:num_cls], prototypes)
+            objectives[f'L_ES2_{size}'] = self._same_view(seen[size][head])
         return objectives
 
     def _cross_view(
@@ -358,11 +370,8 @@ class POA(BaseSelfSupervisor):
             objectives[f'{name}_patch'] = Targets(patch, share, scale * self.patch_weight, start=num_cls)
         return objectives
 
-    def _same_view(self, embeddings: Tensor, prototypes: Tensor) -> Targets:
+    def _same_view(self, probs: Tensor) -> Targets:
         """What the intact student makes of the class tokens of the same crops on one head, not centred (POA, Eq. 4)."""
-        with torch.autocast(embeddings.device.type, enabled=False):
-            logits = prototype_logits(embeddings.float() / self.student_temp, prototypes.float())
-        probs = torch.softmax(logits.T, dim=0).T
         share = probs.new_full((len(probs),), 1 / len(probs))
         return Targets(probs, share, self.weight_es2 / len(self.head.num_prototypes))
 

@@ -30,6 +30,14 @@ def test_sinkhorn_by_hand(iterations, temperature):
     assert_close(targets, sinkhorn_by_hand(logits, temperature, iterations), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize('num_prototypes', [7, 64, 96, 128])
+def test_sinkhorn_of_any_number_of_prototypes_and_layout(num_prototypes):
+    logits = torch.rand(5, num_prototypes)
+    expected = sinkhorn_by_hand(logits, 0.5, 3)
+    for layout in (logits, logits.T.contiguous().T, torch.cat([logits, logits]).T.contiguous().T[:5]):
+        assert_close(SinkhornKnopp()(layout, 0.5), expected, rtol=1e-4, atol=1e-6)
+
+
 def test_default_is_three_iterations():
     logits = torch.randn(6, 4)
     assert torch.equal(SinkhornKnopp()(logits, 0.5), SinkhornKnopp(3)(logits, 0.5))

@@ -1,8 +1,10 @@
+import sys
+
 import pytest
 import torch
 from torch.testing import assert_close
 
-from poa_mm.models.losses import Targets, class_loss, patch_loss, prototype_loss, same_view_loss
+from poa_mm.models.losses import Targets, class_loss, patch_loss, prototype_logits, prototype_loss, same_view_loss
 
 IMAGES, LOCAL, MASKED, CHANNELS, PROTOTYPES = 3, 2, 5, 8, 12
 NUM_CLS = (2 + LOCAL) * IMAGES
@@ -45,12 +47,15 @@ def fused(embeddings, prototypes, cls, patch, same, weights, chunk, prototypes_g
         patch=Targets(patch, weights / (2 * IMAGES), SCALES['patch'], start=NUM_CLS),
         same=Targets(same, shares, SCALES['same']),
     )
-    total, rows = prototype_loss(embeddings, prototypes, list(targets.values()), TEMPERATURE, chunk, prototypes_grad)
+    total, rows, _ = prototype_loss(embeddings, prototypes, list(targets.values()), TEMPERATURE, chunk, prototypes_grad)
     return total, {name: row.sum() for name, row in zip(targets, rows)}
 
 
+@pytest.mark.parametrize('prototypes_at_a_time', [1, 5, PROTOTYPES])
 @pytest.mark.parametrize('rows_at_a_time', [1, 4, 5, 100])
-def test_equals_the_plain_losses(case, rows_at_a_time):
+def test_equals_the_plain_losses(case, rows_at_a_time, prototypes_at_a_time, monkeypatch):
+    rows = -(-min(rows_at_a_time, NUM_CLS + MASKED) // 8) * 8  # as prototype_logits pads them
+    monkeypatch.setattr(sys.modules[prototype_loss.__module__], 'BLOCK', prototypes_at_a_time * rows)
     expected_total, expected = plain(*case)
     total, losses = fused(*case, chunk=rows_at_a_time * PROTOTYPES)
     assert_close(total, expected_total, rtol=1e-6, atol=0)
@@ -60,6 +65,30 @@ def test_equals_the_plain_losses(case, rows_at_a_time):
     expected_grads, grads = (torch.autograd.grad(3 * value, case[:2]) for value in (expected_total, total))
     for grad, expected_grad in zip(grads, expected_grads):
         assert_close(grad, expected_grad, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('rows', [1, 8, 13])
+def test_logits_lie_prototype_by_prototype(case, rows):
+    embeddings, prototypes, *_ = case
+    logits = prototype_logits(embeddings[:rows], prototypes)
+    assert_close(logits, embeddings[:rows] @ prototypes.T)
+    assert logits.shape == (rows, PROTOTYPES)
+    assert logits.stride() == (1, -(-rows // 8) * 8)
+
+
+@pytest.mark.parametrize('scale', [1.0, 1000.0])
+@pytest.mark.parametrize('keep', [0, 3, NUM_CLS + MASKED])
+def test_keeps_the_softmax_of_leading_rows(case, keep, scale, monkeypatch):
+    """Logits of a thousand too, whose exponentials no float32 holds."""
+    monkeypatch.setattr(sys.modules[prototype_loss.__module__], 'BLOCK', 5 * 8)
+    embeddings, prototypes, _, patch, *_ = case
+    targets = Targets(patch, torch.ones(MASKED), 1.0)
+    total, _, probs = prototype_loss(
+        embeddings, scale * prototypes, [targets], TEMPERATURE, chunk=5 * PROTOTYPES, keep=keep
+    )
+    expected = (scale * embeddings @ prototypes.T / TEMPERATURE).softmax(dim=1)[:keep]
+    assert_close(probs, expected.detach(), rtol=1e-3 if scale > 1 else 1e-5, atol=1e-6)
+    assert total.isfinite() and total.requires_grad and not probs.requires_grad
 
 
 def test_fewer_logits_than_a_row_still_work(case):
@@ -100,7 +129,7 @@ def test_without_gradient(case):
 def test_rows_without_a_target_have_no_gradient(case):
     embeddings, prototypes, _, patch, *_ = case
     targets = Targets(patch, torch.ones(MASKED), 1.0, start=2)
-    total, (rows,) = prototype_loss(embeddings, prototypes, [targets], TEMPERATURE, chunk=3 * PROTOTYPES)
+    total, (rows,), _ = prototype_loss(embeddings, prototypes, [targets], TEMPERATURE, chunk=3 * PROTOTYPES)
     total.backward()
     taught = embeddings.grad.any(dim=1)
     assert taught.tolist() == [2 <= row < 2 + MASKED for row in range(len(embeddings))]
@@ -109,10 +138,10 @@ def test_rows_without_a_target_have_no_gradient(case):
 
 def test_no_targets_and_no_rows(case):
     embeddings, prototypes, *_ = case
-    nothing, rows = prototype_loss(embeddings, prototypes, [], TEMPERATURE)
+    nothing, rows, _ = prototype_loss(embeddings, prototypes, [], TEMPERATURE)
     assert nothing.item() == 0 and rows == []
     nobody = Targets(torch.zeros(0, PROTOTYPES), torch.zeros(0), 1.0)
-    total, (rows,) = prototype_loss(embeddings[:0], prototypes, [nobody], TEMPERATURE)
+    total, (rows,), _ = prototype_loss(embeddings[:0], prototypes, [nobody], TEMPERATURE)
     (nothing + total).backward()
     assert total.item() == 0 and rows.shape == (0,)
     assert not prototypes.grad.any()

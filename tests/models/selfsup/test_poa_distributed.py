@@ -67,4 +67,7 @@ def test_loss_and_gradients_of_two_ranks(tmp_path, centering):
     loss, grads = torch.load(tmp_path / 'result.pth')
     expected_loss, expected_grads = one_step(0, 1, centering)
     assert_close(loss, expected_loss, rtol=1e-5, atol=1e-5)
-    assert_close(grads, expected_grads, rtol=1e-4, atol=1e-6)
+    assert grads.keys() == expected_grads.keys()
+    for name, expected in expected_grads.items():
+        # By norm: these gradients reach 745, so rounding alone moves entries near 0 by more than an absolute 1e-6.
+        assert (grads[name] - expected).norm() <= 1e-5 * expected.norm(), name
