@@ -1,7 +1,8 @@
 from .centering import MeanCentering, SinkhornKnopp
 from .cross_entropy import CropLosses, class_loss, patch_loss, same_view_loss
 from .koleo import KoLeoLoss
-from .prototype_loss import Targets, prototype_logits, prototype_loss
+from .logits import prototype_logits
+from .prototype_loss import Targets, prototype_loss
 
 __all__ = [
     'CropLosses',

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from mmengine.dist import all_reduce
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-PARTS = 64
+from .logits import in_parts
 
 
 @MODELS.register_module()
@@ -37,8 +35,8 @@ class SinkhornKnopp(nn.Module):
         ``N`` may be zero on some ranks: they still take part in the exchange.
         """
         logits = logits.float() / temperature
-        # By parts of the prototypes: a product of all with one vector would keep one thread busy.
-        parts = logits.T.unflatten(0, (math.gcd(logits.shape[1], PARTS), -1))  # (P, K / P, N)
+        # Also because the product of a matrix and a vector keeps one thread busy, while a batch of them keeps all.
+        parts = in_parts(logits.T)  # (P, K / P, N)
         # exp() is taken relative to each sample's peak, so that none underflows as a whole. What a sample
         # weighs against the others matters to the first share only: the scaling of its row cancels it.
         peak = parts.amax(dim=1).amax(dim=0)

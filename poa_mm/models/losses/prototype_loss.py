@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
+
+from .logits import PARTS, in_parts, padded
 
 CHUNK = 2**24  # logits of one matrix product: 64 MiB
 BLOCK = 2**20  # logits of one pass on the CPU: 4 MiB, which its cache holds from one operation to the next
-ROWS = 8  # logits are computed for a multiple of it
 
 
 class Targets(NamedTuple):
@@ -36,19 +36,6 @@ class Targets(NamedTuple):
         first, last = max(start, self.start), min(stop, self.start + len(self.weights))
         last = max(first, last)
         return slice(first - self.start, last - self.start), slice(first - start, last - start)
-
-
-def prototype_logits(embeddings: Tensor, prototypes: Tensor) -> Tensor:
-    """``embeddings @ prototypes.T``, ``(N, C)`` and ``(K, C)`` to ``(N, K)``, in memory as ``(K, N)``.
-
-    With ``N`` rounded up to a multiple of 8 there, this product takes two thirds of the time on the CPU that it takes
-    for the usual layout, and so does the loss' gradient. Whatever works on logits element by element keeps the layout.
-    """
-    return (prototypes @ _padded(embeddings).T).T[: len(embeddings)]
-
-
-def _padded(rows: Tensor) -> Tensor:
-    return functional.pad(rows, (0, 0, 0, -len(rows) % ROWS))
 
 
 def prototype_loss(
@@ -104,11 +91,12 @@ class _PrototypeLoss(torch.autograd.Function):
         embeddings_grad = torch.empty_like(embeddings) if ctx.needs_input_grad[0] else None
         losses = [target.weights.new_zeros(len(target.weights), dtype=torch.float32) for target in targets]
         kept = prototypes.new_empty(len(prototypes), keep)
-        for start, stop in _chunks(len(embeddings), len(prototypes), chunk):
-            scaled = _padded(embeddings[start:stop] / temperature)
-            logits = prototype_logits(scaled, prototypes).T  # (K, n), and soon their gradient
-            parts = [(target, loss, *target.within(start, stop)) for target, loss in zip(targets, losses)]
-            _losses_and_gradient(logits, parts, kept[:, start:stop])
+        step = max(chunk // len(prototypes), 1)
+        for start in range(0, len(embeddings), step):
+            stop = min(start + step, len(embeddings))
+            scaled = padded(embeddings[start:stop] / temperature)
+            terms = [(target, loss, *target.within(start, stop)) for target, loss in zip(targets, losses)]
+            logits = _losses_and_gradient(scaled, prototypes, terms, kept[:, start:stop])
             if embeddings_grad is not None:
                 torch.mm(logits.T[: stop - start], prototypes, out=embeddings_grad[start:stop])
             if prototypes_grad is not None:
@@ -127,46 +115,52 @@ class _PrototypeLoss(torch.autograd.Function):
         return *(None if grad is None else grad.mul_(upstream) for grad in grads), None, None, None, None, None
 
 
-def _chunks(length: int, width: int, size: int) -> list[tuple[int, int]]:
-    step = max(size // max(width, 1), 1)
-    return [(start, min(start + step, length)) for start in range(0, length, step)]
+def _losses_and_gradient(
+    scaled: Tensor, prototypes: Tensor, terms: Sequence[tuple[Targets, Tensor, slice, slice]], kept: Tensor
+) -> Tensor:
+    """Fill in losses and softmax of some rows; gives the gradient of the total with respect to their logits.
 
-
-def _losses_and_gradient(logits: Tensor, parts: Sequence[tuple[Targets, Tensor, slice, slice]], kept: Tensor) -> None:
-    """Fill in losses and softmax of some rows and turn their ``logits`` into the gradient of the total.
-
-    Goes through blocks of prototypes twice, once for the normaliser of the softmax and once for the gradient.
+    Goes through blocks of prototypes twice, once for logits and the normaliser of their softmax and once for the
+    gradient.
 
     Args:
-        logits: ``(K, n)``.
-        parts: Targets, the losses to fill in, and the places of these rows among the targets and of those among these.
+        scaled: Embeddings over the temperature, ``(n, C)``.
+        prototypes: ``(K, C)``.
+        terms: Targets, the losses to fill in, and the places of these rows among the targets and of those among these.
         kept: For the softmax of the first of these rows, ``(K, 0 .. n)``.
+
+    Returns:
+        ``(K, n)``.
     """
-    rows = logits.shape[1]
-    blocks = [slice(*ends) for ends in _chunks(*logits.shape, BLOCK if logits.device.type == 'cpu' else logits.numel())]
-    taught = [(target.probs[own].T, place) for target, _, own, place in parts]  # (K, m) each
-    likelihoods = [logits.new_zeros(probs.shape[1]) for probs, _ in taught]
-    masses = [logits.new_zeros(probs.shape[1]) for probs, _ in taught]
+    logits = scaled.new_empty(len(prototypes), len(scaled))  # and soon their gradient
+    number, rows = logits.shape
+    step = max(BLOCK // (rows * PARTS), 1) * PARTS if logits.device.type == 'cpu' else number
+    blocks = [slice(start, start + step) for start in range(0, number, step)]
+    probs = [target.probs[own].T for target, _, own, _ in terms]  # (K, m) each
+    likelihoods = [logits.new_zeros(other.shape[1]) for other in probs]
+    masses = [torch.zeros_like(likelihood) for likelihood in likelihoods]
     peaks, totals = logits.new_empty(2, len(blocks), rows)
     for block, peak, total in zip(blocks, peaks, totals):
-        values = logits[block]
-        for (probs, place), likelihood, mass in zip(taught, likelihoods, masses):
-            likelihood += (probs[block] * values[:, place]).sum(dim=0)
-            mass += probs[block].sum(dim=0)
-        torch.amax(values, dim=0, out=peak)
-        torch.sum(values.sub_(peak).exp_(), dim=0, out=total)
+        values = in_parts(torch.mm(prototypes[block], scaled.T, out=logits[block]))
+        for (*_, place), other, likelihood, mass in zip(terms, probs, likelihoods, masses):
+            taught = in_parts(other[block])
+            likelihood += (taught * values[..., place]).sum(dim=1).sum(dim=0)
+            mass += taught.sum(dim=1).sum(dim=0)
+        torch.amax(values.amax(dim=1), dim=0, out=peak)
+        torch.sum(values.sub_(peak).exp_().sum(dim=1), dim=0, out=total)
     peak = peaks.amax(dim=0)
-    shrink = (peaks - peak).exp_()  # from a block's own peak to that of all
+    shrink = (peaks - peak).exp_()  # from the peak of a block to that of all
     total = (totals * shrink).sum(dim=0)
     normaliser = peak + total.log()
     share = logits.new_zeros(rows)
-    for (target, loss, own, place), likelihood, mass in zip(parts, likelihoods, masses):
+    for (target, loss, own, place), likelihood, mass in zip(terms, likelihoods, masses):
         loss[own] = target.weights[own] * (mass * normaliser[place] - likelihood)
         share[place] += target.scale * target.weights[own] * mass
     keep = kept.shape[1]
-    for block, to_softmax, factor in zip(blocks, shrink / total, shrink * (share / total)):
+    for block, to_softmax, to_gradient in zip(blocks, shrink / total, shrink * (share / total)):
         values = logits[block]
         torch.mul(values[:, :keep], to_softmax[:keep], out=kept[block])
-        values *= factor
-        for (target, _, own, _), (probs, place) in zip(parts, taught):
-            values[:, place].addcmul_(probs[block], target.scale * target.weights[own], value=-1)
+        values *= to_gradient
+        for (target, _, own, place), other in zip(terms, probs):
+            values[:, place].addcmul_(other[block], target.scale * target.weights[own], value=-1)
+    return logits

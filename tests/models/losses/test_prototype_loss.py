@@ -12,6 +12,13 @@ TEMPERATURE = 0.1
 SCALES = dict(cross=0.2, patch=0.3, same=0.5)
 
 
+def in_blocks(monkeypatch, logits):
+    """Have blocks hold so many logits, whatever number of prototypes that is."""
+    module = sys.modules[prototype_loss.__module__]
+    monkeypatch.setattr(module, 'BLOCK', logits)
+    monkeypatch.setattr(module, 'PARTS', 1)
+
+
 def distributions(rows, generator):
     return torch.randn(rows, PROTOTYPES, generator=generator).mul(3).softmax(dim=1)
 
@@ -55,7 +62,7 @@ def fused(embeddings, prototypes, cls, patch, same, weights, chunk, prototypes_g
 @pytest.mark.parametrize('rows_at_a_time', [1, 4, 5, 100])
 def test_equals_the_plain_losses(case, rows_at_a_time, prototypes_at_a_time, monkeypatch):
     rows = -(-min(rows_at_a_time, NUM_CLS + MASKED) // 8) * 8  # as prototype_logits pads them
-    monkeypatch.setattr(sys.modules[prototype_loss.__module__], 'BLOCK', prototypes_at_a_time * rows)
+    in_blocks(monkeypatch, prototypes_at_a_time * rows)
     expected_total, expected = plain(*case)
     total, losses = fused(*case, chunk=rows_at_a_time * PROTOTYPES)
     assert_close(total, expected_total, rtol=1e-6, atol=0)
@@ -80,7 +87,7 @@ def test_logits_lie_prototype_by_prototype(case, rows):
 @pytest.mark.parametrize('keep', [0, 3, NUM_CLS + MASKED])
 def test_keeps_the_softmax_of_leading_rows(case, keep, scale, monkeypatch):
     """Logits of a thousand too, whose exponentials no float32 holds."""
-    monkeypatch.setattr(sys.modules[prototype_loss.__module__], 'BLOCK', 5 * 8)
+    in_blocks(monkeypatch, 5 * 8)
     embeddings, prototypes, _, patch, *_ = case
     targets = Targets(patch, torch.ones(MASKED), 1.0)
     total, _, probs = prototype_loss(
