@@ -74,7 +74,7 @@ class MeanCentering(nn.Module):
     def forward(self, logits: Tensor, temperature: float) -> Tensor:
         """Targets ``(N, K)`` in float32 of teacher logits ``(N, K)``; then moves the centre."""
         logits = logits.float()
-        targets = torch.softmax((logits - self.centre) / temperature, dim=1)
+        targets = torch.softmax(((logits - self.centre) / temperature).T, dim=0).T  # keeps the layout of the logits
         total = torch.cat([logits.sum(dim=0), logits.new_tensor([len(logits)])])
         all_reduce(total)
         if total[-1] > 0:

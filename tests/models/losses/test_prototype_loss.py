@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from poa_mm.models.losses import Targets, class_loss, patch_loss, prototype_logits, prototype_loss, same_view_loss
+from poa_mm.models.losses import Targets, class_loss, patch_loss, prototype_loss, same_view_loss
 
 IMAGES, LOCAL, MASKED, CHANNELS, PROTOTYPES = 3, 2, 5, 8, 12
 NUM_CLS = (2 + LOCAL) * IMAGES
@@ -72,15 +72,6 @@ def test_equals_the_plain_losses(case, rows_at_a_time, prototypes_at_a_time, mon
     expected_grads, grads = (torch.autograd.grad(3 * value, case[:2]) for value in (expected_total, total))
     for grad, expected_grad in zip(grads, expected_grads):
         assert_close(grad, expected_grad, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize('rows', [1, 8, 13])
-def test_logits_lie_prototype_by_prototype(case, rows):
-    embeddings, prototypes, *_ = case
-    logits = prototype_logits(embeddings[:rows], prototypes)
-    assert_close(logits, embeddings[:rows] @ prototypes.T)
-    assert logits.shape == (rows, PROTOTYPES)
-    assert logits.stride() == (1, -(-rows // 8) * 8)
 
 
 @pytest.mark.parametrize('scale', [1.0, 1000.0])
