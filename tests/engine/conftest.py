@@ -1,6 +1,7 @@
 """A run small enough for a test: digits, a tiny elastic ViT, a handful of iterations."""
 
 import copy
+import itertools
 
 import pytest
 from mmengine.config import Config
@@ -53,6 +54,9 @@ CONFIG = dict(
 )
 
 
+EXPERIMENTS = itertools.count()  # runs of one name in one second would share mmengine's log
+
+
 @pytest.fixture
 def run_config(tmp_path):
     """The config as a dict to change before building a runner."""
@@ -61,10 +65,8 @@ def run_config(tmp_path):
 
 @pytest.fixture
 def build_runner():
-    counter = iter(range(1000))
-
     def build(cfg, hooks=()):
-        runner = Runner.from_cfg(Config(cfg.to_dict() | dict(experiment_name=f'test{id(cfg)}-{next(counter)}')))
+        runner = Runner.from_cfg(Config(cfg.to_dict() | dict(experiment_name=f'test-{next(EXPERIMENTS)}')))
         for hook in hooks:
             runner.register_hook(hook, priority='VERY_HIGH')
         return runner
