@@ -41,7 +41,7 @@ def map_features(x: Tensor) -> Features:
 def run_block(block: nn.Module, *inputs: Any, with_cp: bool) -> Tensor:
     """What ``block`` makes of ``inputs``.
 
-    With ``with_cp``, 50 images of the ViT-L recipe take an estimated 13 GiB instead of 28
+    With ``with_cp``, 50 images of the ViT-L recipe take an estimated 14 GiB instead of 29
     (``benchmarks/bench_memory.py``), and a ViT's step on the CPU 1.23 times as long.
 
     Args:
