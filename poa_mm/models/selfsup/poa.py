@@ -283,7 +283,7 @@ class POA(BaseSelfSupervisor):
         for size in batch.sizes:
             output, keep = self.student_output(batch, None, size), batch.num_rows[size]
             for embeddings, matrix in zip(output.embeddings, prototypes):
-                *_, probs = prototype_loss(embeddings[:keep], matrix, [], self.student_temp, keep=keep)
+                *_, probs = prototype_loss(embeddings[:keep], matrix.detach(), [], self.student_temp, keep=keep)
                 seen.setdefault(size, []).append(probs)
         # Autocast has kept casts of the weights that carry no gradient; the elastic student needs its own.
         torch.clear_autocast_cache()
