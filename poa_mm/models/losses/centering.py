@@ -35,7 +35,7 @@ class SinkhornKnopp(nn.Module):
         ``N`` may be zero on some ranks: they still take part in the exchange.
         """
         logits = logits.float() / temperature
-        # Also because the product of a matrix and a vector keeps one thread busy, while a batch of them keeps all.
+        # A product of a matrix and a vector keeps one thread busy, a batch of them, one for each part, keeps all.
         parts = in_parts(logits.T)  # (P, K / P, N)
         # exp() is taken relative to each sample's peak, so that none underflows as a whole. What a sample
         # weighs against the others matters to the first share only: the scaling of its row cancels it.
