@@ -34,7 +34,10 @@ class SinkhornKnopp(nn.Module):
 
         ``N`` may be zero on some ranks: they still take part in the exchange.
         """
-        logits = logits.float() / temperature
+        with torch.autocast(logits.device.type, enabled=False):  # it would take shares and factors to half precision
+            return self._balanced(logits.float() / temperature)
+
+    def _balanced(self, logits: Tensor) -> Tensor:
         # A product of a matrix and a vector keeps one thread busy, a batch of them, one for each part, keeps all.
         parts = in_parts(logits.T)  # (P, K / P, N)
         # exp() is taken relative to each sample's peak, so that none underflows as a whole. What a sample
@@ -74,7 +77,7 @@ class MeanCentering(nn.Module):
     def forward(self, logits: Tensor, temperature: float) -> Tensor:
         """Targets ``(N, K)`` in float32 of teacher logits ``(N, K)``; then moves the centre."""
         logits = logits.float()
-        targets = torch.softmax(((logits - self.centre) / temperature).T, dim=0).T  # keeps the layout of the logits
+        targets = torch.softmax(((logits - self.centre) / temperature).T, dim=0).T  # laid out by prototype
         total = torch.cat([logits.sum(dim=0), logits.new_tensor([len(logits)])])
         all_reduce(total)
         if total[-1] > 0:

@@ -362,7 +362,7 @@ class POA(BaseSelfSupervisor):
         if size == 'local':
             both = (cls[:images] + cls[images:]).T.repeat(1, num_cls // images).T
             return {f'{name}_local': Targets(both, share, scale)}
-        objectives = {f'{name}_global': Targets(cls.roll(images, dims=0), share, scale)}
+        objectives = {f'{name}_global': Targets(cls.T.roll(images, dims=1).T, share, scale)}
         if targets.patch:
             patch = targets.patch[head]
             masked = batch.masks.sum(dim=1, keepdim=True).clamp(min=1)  # (2B, 1)

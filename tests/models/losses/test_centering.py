@@ -1,6 +1,7 @@
 import pytest
 import torch
 from mmengine.registry import MODELS
+from mmengine.utils import digit_version
 from torch import distributed, multiprocessing
 from torch.testing import assert_close
 
@@ -36,6 +37,29 @@ def test_sinkhorn_of_any_number_of_prototypes_and_layout(num_prototypes):
     expected = sinkhorn_by_hand(logits, 0.5, 3)
     for layout in (logits, logits.T.contiguous().T, torch.cat([logits, logits]).T.contiguous().T[:5]):
         assert_close(SinkhornKnopp()(layout, 0.5), expected, rtol=1e-4, atol=1e-6)
+
+
+NO_FLOAT16 = digit_version(torch.__version__) < digit_version('2.3')
+
+
+@pytest.mark.parametrize(
+    'dtype',
+    [
+        torch.bfloat16,
+        pytest.param(torch.float16, marks=pytest.mark.skipif(NO_FLOAT16, reason='no float16 autocast on the CPU')),
+    ],
+)
+@pytest.mark.parametrize('temperature', [0.04, 0.07])
+def test_sinkhorn_is_float32_under_autocast(dtype, temperature):
+    """Samples alike leave prototypes with shares that half precision takes for 0."""
+    centre = torch.nn.functional.normalize(torch.randn(1, 64), dim=1)
+    samples = torch.nn.functional.normalize(centre + 0.01 * torch.randn(32, 64), dim=1)
+    logits = samples @ torch.nn.functional.normalize(torch.randn(512, 64), dim=1).T
+    expected = SinkhornKnopp()(logits, temperature)
+    with torch.autocast('cpu', dtype=dtype):
+        targets = SinkhornKnopp()(logits, temperature)
+    assert targets.dtype == torch.float32
+    assert_close(targets, expected, rtol=0, atol=0)
 
 
 def test_default_is_three_iterations():
