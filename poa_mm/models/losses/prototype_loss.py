@@ -63,7 +63,8 @@ def prototype_loss(
         prototypes: ``(K, C)``.
         targets: What the rows learn. Several may cover the same rows; rows without any have no part in the loss.
         temperature: Of the student.
-        chunk: How many logits are computed at a time, at least one row. Default: 16,777,216, which are 64 MiB.
+        chunk: How many logits are computed at a time, at least one row; rows are
+            then rounded up to a multiple of 8. Default: 16,777,216, which are 64 MiB.
         prototypes_grad: Where the gradient of the total with respect to the prototypes is added at once, ``(K, C)`` in
             float32, so that losses that share them share this memory; autograd then has none for the prototypes.
             Default: None, it is autograd's.
