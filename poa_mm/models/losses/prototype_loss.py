@@ -52,7 +52,7 @@ def prototype_loss(
     Equal to :func:`class_loss`, :func:`patch_loss` and :func:`same_view_loss` on the logits, but
 
     - all targets of a student row share one softmax and one gradient, and
-    - the gradient is computed along with the loss, some rows at a time. So no more than ``chunk`` logits exist at once,
+    - the gradient is computed along with the loss, some rows at a time. So some ``chunk`` logits exist at once,
       where the plain way keeps logits, log-probabilities and their gradients of all rows until the backward pass, and
       nothing is computed twice.
 
@@ -63,8 +63,8 @@ def prototype_loss(
         prototypes: ``(K, C)``.
         targets: What the rows learn. Several may cover the same rows; rows without any have no part in the loss.
         temperature: Of the student.
-        chunk: How many logits are computed at a time, at least one row; rows are
-            then rounded up to a multiple of 8. Default: 16,777,216, which are 64 MiB.
+        chunk: How many logits are computed at a time, at least those of one row; then rows are rounded up to a
+            multiple of 8. Default: 16,777,216, which are 64 MiB.
         prototypes_grad: Where the gradient of the total with respect to the prototypes is added at once, ``(K, C)`` in
             float32, so that losses that share them share this memory; autograd then has none for the prototypes.
             Default: None, it is autograd's.
@@ -74,7 +74,12 @@ def prototype_loss(
         The total, ``sum(scale * weights * cross-entropy)``, a scalar; for each of ``targets`` its weighted
         cross-entropies ``(n,)``, for the log; and the softmax of the leading rows, ``(keep, K)``. Only the total has a
         gradient.
+
+    Raises:
+        ValueError: If there are fewer than ``keep`` rows.
     """
+    if not 0 <= keep <= len(embeddings):
+        raise ValueError(f'keep {keep} is not in 0 .. {len(embeddings)}, the number of rows')
     with torch.autocast(embeddings.device.type, enabled=False):
         if prototypes_grad is not None:
             prototypes = prototypes.detach()

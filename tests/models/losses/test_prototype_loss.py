@@ -89,6 +89,12 @@ def test_keeps_the_softmax_of_leading_rows(case, keep, scale, monkeypatch):
     assert total.isfinite() and total.requires_grad and not probs.requires_grad
 
 
+@pytest.mark.parametrize('keep', [-1, NUM_CLS + MASKED + 1])
+def test_no_more_rows_are_kept_than_there_are(case, keep):
+    with pytest.raises(ValueError, match=f'keep {keep} is not in 0 .. {NUM_CLS + MASKED}'):
+        prototype_loss(*case[:2], [], TEMPERATURE, keep=keep)
+
+
 def test_fewer_logits_than_a_row_still_work(case):
     assert_close(fused(*case, chunk=1), fused(*case, chunk=10**6))
 

@@ -70,4 +70,4 @@ def test_loss_and_gradients_of_two_ranks(tmp_path, centering):
     assert grads.keys() == expected_grads.keys()
     for name, expected in expected_grads.items():
         # By norm: these gradients reach 745, so rounding alone moves entries near 0 by more than an absolute 1e-6.
-        assert (grads[name] - expected).norm() <= 1e-5 * expected.norm(), name
+        assert (grads[name] - expected).norm() <= 2e-6 * expected.norm(), name
