@@ -31,5 +31,5 @@ setup(
     packages=find_packages(include=['poa_mm', 'poa_mm.*']),
     install_requires=requirements('runtime'),
     # mmcv's C++ ops must be compiled without build isolation: see README.
-    extras_require={name: requirements(name) for name in ('onedl', 'openmmlab', 'dev')},
+    extras_require={name: requirements(name) for name in ('onedl', 'openmmlab', 'export', 'datasets', 'docs', 'dev')},
 )

@@ -20,9 +20,10 @@ needed_gib=14
 die() { echo "make_env: $*" >&2; exit 1; }
 say() { echo "make_env: $*" >&2; }
 
+# What comes on top of the stack itself; torch 2.1 is too old for the libraries of export.
 case $stack in
-  onedl) pythons="3.11 3.10 3.12" mmcv=onedl-mmcv ;;
-  openmmlab) pythons="3.11 3.10" mmcv=mmcv ;;
+  onedl) pythons="3.11 3.10 3.12" mmcv=onedl-mmcv extras="export datasets docs" ;;
+  openmmlab) pythons="3.11 3.10" mmcv=mmcv extras="" ;;
   *) die "unknown stack '$stack'; valid: onedl, openmmlab" ;;
 esac
 
@@ -39,6 +40,7 @@ python=$(find_python) || die "stack '$stack' needs Python ${pythons// / or }; no
 
 # --- is it there already? ----------------------------------------------------------------
 files=("$requirements/$stack.txt" "$requirements/$stack-build.txt" "$requirements/runtime.txt" "$requirements/dev.txt")
+for extra in $extras; do files+=("$requirements/$extra.txt"); done
 key=$({ cat "${files[@]}" "$0"; "$python" -VV; uname -sm; } | sha256sum | cut -c1-12)
 env=$envs/$stack-$key
 ready=$env/.ready

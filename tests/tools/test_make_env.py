@@ -91,7 +91,7 @@ def test_a_ready_environment_is_found_again(machine):
     assert missing.returncode == 1
     key = subprocess.run(
         ['bash', '-c', f'cd {SCRIPT.parents[1]}/requirements && {{ cat onedl.txt onedl-build.txt runtime.txt dev.txt '
-         f'{SCRIPT}; echo "Python 3.11"; uname -sm; }} | sha256sum | cut -c1-12'],
+         f'export.txt datasets.txt docs.txt {SCRIPT}; echo "Python 3.11"; uname -sm; }} | sha256sum | cut -c1-12'],
         capture_output=True,
         text=True,
         env={**os.environ},
