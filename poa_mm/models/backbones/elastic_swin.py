@@ -333,10 +333,17 @@ class ElasticSwinTransformer(SwinTransformer):
         )
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
-        """As mmpretrain's, with the mask token beside the patch embedding (depth 0)."""
+        """As mmpretrain's, but for two things.
+
+        The mask token is beside the patch embedding (depth 0), and the merging layer between two stages belongs to the
+        first block of the second one, as in the authors' code, not to the last of the first.
+        """
         if param_name == f'{prefix}mask_token':
             return 0, sum(self.depths) + 2
-        return super().get_layer_depth(param_name, prefix)
+        depth, num_depths = super().get_layer_depth(param_name, prefix)
+        if param_name.startswith(f'{prefix}stages.') and '.downsample.' in param_name:
+            depth += 1
+        return depth, num_depths
 
 
 def swin_config(
