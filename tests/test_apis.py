@@ -9,9 +9,9 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
-from poa_mm.engine.checkpoint import CheckpointError, describe_supernet, load_teacher
 
 from poa_mm import apis
+from poa_mm.checkpoint import CheckpointError, describe_supernet, load_teacher
 from poa_mm.deploy.extract import extract_subnets
 from poa_mm.elastic import Subnet
 

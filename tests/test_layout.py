@@ -14,7 +14,8 @@ FLOORS = (
     ('checkpoint',),
     ('models', 'datasets'),
     ('engine',),
-    ('evaluation', 'deploy'),
+    ('evaluation',),
+    ('deploy',),
     ('apis',),
 )
 
