@@ -9,6 +9,7 @@ from .transforms import (
     FastRandomFlip,
     FastRandomGrayscale,
     FastRandomResizedCrop,
+    RandomAffineCrop,
     RandomBackground,
     SafeLoadImageFromFile,
 )
@@ -23,6 +24,7 @@ __all__ = [
     'FastRandomFlip',
     'FastRandomGrayscale',
     'FastRandomResizedCrop',
+    'RandomAffineCrop',
     'RandomBackground',
     'ResumableSampler',
     'SafeLoadImageFromFile',
