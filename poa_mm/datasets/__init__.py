@@ -1,4 +1,5 @@
 from .digits import Digits
+from .image_folder import ImageFolder
 from .resumable import ResumableSampler, SeededDataset
 from .transforms import (
     BadImageError,
@@ -24,6 +25,7 @@ __all__ = [
     'FastRandomFlip',
     'FastRandomGrayscale',
     'FastRandomResizedCrop',
+    'ImageFolder',
     'RandomAffineCrop',
     'RandomBackground',
     'ResumableSampler',
