@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -36,6 +37,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--work-dir', type=Path, help='default: work_dirs/demo/NAME_OF_THE_CONFIG')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override the config: key=value ...')
+    add_debug(parser)
     return parser.parse_args()
 
 
@@ -98,14 +100,19 @@ def print_report(report: dict, work_dir: Path) -> None:
     print(f'{report["seconds"]:.0f} s; see {work_dir}/report.json, {work_dir}/knn.png and {work_dir}/subnets')
 
 
-def main() -> None:
-    args = parse_args()
+def demo(args: argparse.Namespace) -> None:
     cfg = Config.fromfile(args.config)
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
     work_dir = args.work_dir or Path('work_dirs', 'demo', args.config.stem)
-    work_dir.mkdir(parents=True, exist_ok=True)
-    print_report(run_demo(cfg, work_dir), work_dir)
+    with WorkDir(work_dir):
+        print_report(run_demo(cfg, work_dir), work_dir)
+
+
+def main() -> None:
+    args = parse_args()
+    if code := run_tool('demo', demo, args, debug=args.debug):
+        sys.exit(code)
 
 
 if __name__ == '__main__':

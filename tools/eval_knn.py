@@ -13,6 +13,7 @@ from mmengine.registry import init_default_scope
 
 from poa_mm.engine.launch import init_distributed, leave_distributed
 from poa_mm.evaluation import evaluate_knn, load_backbone, print_table, save_report
+from poa_mm.mistakes import add_debug, run_tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -32,6 +33,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override the config, key=value')
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
+    add_debug(parser)
     return parser.parse_args()
 
 
@@ -56,11 +58,9 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    try:
-        evaluate(parse_args())
-    except (ValueError, OSError) as error:  # what users get wrong, in one line
-        print(f'eval_knn: {" ".join(str(error).split())}', file=sys.stderr)
-        sys.exit(2)
+    args = parse_args()
+    if code := run_tool('eval_knn', evaluate, args, debug=args.debug):
+        sys.exit(code)
 
 
 if __name__ == '__main__':

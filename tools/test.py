@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 from poa_mm.engine.hooks.model import model_of
 from poa_mm.engine.launch import LAUNCHERS, leave_distributed, prepare, read_config
 from poa_mm.engine.pretrained import load_weights
+from poa_mm.mistakes import add_debug, run_tool
 
 # By library: its visualizer, its hook, the hook's options that draw every image, and the one that says where to.
 # mmseg's hook has none of the last and writes where the visualizer does.
@@ -35,6 +36,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='how processes were started')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override the config: key=value ...')
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
+    add_debug(parser)
     return parser.parse_args()
 
 
@@ -87,15 +89,15 @@ def build(args: argparse.Namespace) -> Runner:
     return runner
 
 
+def test(args: argparse.Namespace) -> None:
+    build(args).test()
+    leave_distributed()
+
+
 def main() -> None:
     args = parse_args()
-    try:
-        runner = build(args)
-    except (ValueError, OSError) as error:  # what users get wrong, in one line
-        print(f'test: {" ".join(str(error).split())}', file=sys.stderr)
-        sys.exit(2)
-    runner.test()
-    leave_distributed()
+    if code := run_tool('test', test, args, debug=args.debug):
+        sys.exit(code)
 
 
 if __name__ == '__main__':

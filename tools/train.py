@@ -16,6 +16,8 @@ from poa_mm.engine.hooks.once import check_hooks
 from poa_mm.engine.launch import LAUNCHERS, leave_distributed, prepare, read_config
 from poa_mm.engine.pretrained import load_pretrained
 from poa_mm.engine.resume import check_resumable, set_start
+from poa_mm.engine.work_dir import WorkDir
+from poa_mm.mistakes import add_debug, run_tool
 
 AMP_WRAPPERS = {'OptimWrapper': 'AmpOptimWrapper', 'POAOptimWrapper': 'POAAmpOptimWrapper'}
 
@@ -39,6 +41,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='how processes were started')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override the config: key=value ...')
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
+    add_debug(parser)
     return parser.parse_args()
 
 
@@ -61,11 +64,17 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> None:
         cfg.auto_scale_lr.enable = True
 
 
-def build(args: argparse.Namespace) -> Runner:
-    """The runner, after everything has been checked that can be without loading data."""
+def train(args: argparse.Namespace) -> None:
     cfg = read_config(args.config, args.cfg_options, args.work_dir)
     merge_args(cfg, args)
     prepare(cfg, args.launcher)
+    with WorkDir(cfg.work_dir):
+        build(cfg, args).train()
+    leave_distributed()
+
+
+def build(cfg: Config, args: argparse.Namespace) -> Runner:
+    """The runner, after everything has been checked that can be without loading data."""
     resumed = set_start(cfg, args.resume)
     if 'runner_type' in cfg:  # may build its model later
         return RUNNERS.build(cfg)
@@ -80,13 +89,8 @@ def build(args: argparse.Namespace) -> Runner:
 
 def main() -> None:
     args = parse_args()
-    try:
-        runner = build(args)
-    except (ValueError, OSError) as error:  # what users get wrong, in one line
-        print(f'train: {" ".join(str(error).split())}', file=sys.stderr)
-        sys.exit(2)
-    runner.train()
-    leave_distributed()
+    if code := run_tool('train', train, args, debug=args.debug):
+        sys.exit(code)
 
 
 if __name__ == '__main__':

@@ -11,8 +11,10 @@ from mmengine import fileio
 from mmengine.registry import TRANSFORMS
 from PIL import Image, UnidentifiedImageError
 
+from poa_mm.mistakes import UserError
 
-class BadImageError(ValueError):
+
+class BadImageError(UserError, ValueError):
     """An image file that cannot be used.
 
     Args:
