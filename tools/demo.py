@@ -21,7 +21,9 @@ from rich.table import Table
 from poa_mm.checkpoint import load_teacher
 from poa_mm.deploy.extract import extract_subnets
 from poa_mm.elastic import Subnet, SubnetSpace
+from poa_mm.engine.work_dir import WorkDir
 from poa_mm.evaluation import evaluate_knn, save_report
+from poa_mm.mistakes import add_debug, run_tool
 
 CONFIG = Path(__file__).parents[1] / 'configs' / 'poa' / 'vitt_digits.py'
 

@@ -109,8 +109,8 @@ def call(args: argparse.Namespace, name: str, tool: str, *options: str | Path) -
         command = [sys.executable, ROOT / 'tools' / tool, *options]
         code = subprocess.call(command, stdout=file, stderr=subprocess.STDOUT, env=env)
     if code:
-        tail = '\n'.join(log.read_text().splitlines()[-10:])
-        raise UserError(f'{tool} failed; {log} ends with\n{tail}')
+        last = next((line for line in reversed(log.read_text().splitlines()) if line.strip()), 'nothing')
+        raise UserError(f'{tool} failed; {log} ends with: {last}')
 
 
 def prepare(args: argparse.Namespace, task: Task, console: Console) -> None:
@@ -123,7 +123,7 @@ def prepare(args: argparse.Namespace, task: Task, console: Console) -> None:
     if (folder / 'subnets' / 'manifest.json').exists():
         return
     pretraining = ROOT / 'configs' / 'poa' / f'{task.pretraining}.py'
-    checkpoint = folder / f'iter_{Config.fromfile(pretraining).max_iters}.pth'
+    checkpoint = folder / f'iter_{Config.fromfile(pretraining).train_cfg.max_iters}.pth'
     if not checkpoint.exists():
         console.print(f'pre-training; its log is {folder}/train.log')
         call(args, f'{task.pretraining}/train', 'train.py', pretraining, '--work-dir', folder, '--resume')
@@ -206,7 +206,7 @@ def experiment(args: argparse.Namespace) -> None:
     prepare(args, task, console)
     runs = [Run(subnet, start, seed) for seed in args.seeds for subnet in task.subnets for start in STARTS]
     results: dict[Run, list[dict[str, float]]] = {}
-    with ThreadPoolExecutor(args.jobs) as pool:
+    with WorkDir(args.work_dir / args.task), ThreadPoolExecutor(args.jobs) as pool:
         for run, scores in zip(runs, pool.map(lambda run: fine_tune(task, run, args), runs)):
             results[run] = scores
             console.print(f'{len(results)} of {len(runs)}: {run} {scores[-1]}')

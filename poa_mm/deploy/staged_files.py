@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Any
+
+import torch
 
 
 class StagedFiles:
@@ -72,3 +76,14 @@ class StagedFiles:
             for final in new:
                 final.unlink(missing_ok=True)
             raise
+
+
+def save_to(path: Path, content: Any) -> None:
+    """``torch.save``, by way of the memory: what goes wrong with the file is an ``OSError`` and names it.
+
+    Given the path, torch would have errors of its own for a full disk, and write the temporary name into the file.
+    """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with path.open('wb') as file:
+        file.write(buffer.getbuffer())
