@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +17,7 @@ from mmengine.config import Config
 from mmengine.dist import barrier, init_dist, is_distributed, is_main_process
 from mmengine.logging import print_log
 
+from poa_mm.mistakes import UserError
 from poa_mm.recipes import follow
 
 from .hooks.once import check_lists
@@ -25,6 +27,10 @@ from .preflight import check_data
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 GLOO_REST = 0.2  # seconds
 SYNC_BN = ('SyncBN', 'MMSyncBN', 'SyncBatchNorm')  # names in mmcv's registry, and of the classes
+
+
+class ConfigError(UserError, ValueError):
+    """A config that cannot be read, or that says what nothing understands."""
 
 
 def read_config(
@@ -39,16 +45,32 @@ def read_config(
         work_dir: Where logs and checkpoints go. Default: the config's, or ``work_dirs/CONFIG_NAME``.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        ConfigError: If the file is missing or cannot be read.
         ValueError: If the recipe has no such number.
     """
-    cfg = Config.fromfile(path)
+    cfg = read_file(path)
     options = dict(options or {})
     if numbers := {key: options.pop(key) for key in list(options) if key.startswith('recipe.')}:
         follow(cfg, **{key.removeprefix('recipe.'): value for key, value in numbers.items()})
     cfg.merge_from_dict(options)
     cfg.work_dir = str(work_dir or cfg.get('work_dir') or Path('work_dirs', Path(path).stem))
     return cfg
+
+
+def read_file(path: str | os.PathLike) -> Config:
+    """Read a config file.
+
+    Raises:
+        ConfigError: If that fails, in whichever way: a config is a program, and an error in it is its writer's.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(f'{path}: expected a config file, found {"a folder" if Path(path).is_dir() else "nothing"}')
+    try:
+        return Config.fromfile(path)
+    except Exception as error:
+        lines = [f'line {entry.lineno}: ' for entry in traceback.extract_tb(error.__traceback__) if not entry.filename]
+        where = lines[-1] if lines else ''
+        raise ConfigError(f'{path}: cannot be read: {where}{type(error).__name__}: {error}') from error
 
 
 def init_distributed(launcher: str, timeout: float | None = None) -> None:
