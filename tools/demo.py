@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner, find_latest_checkpoint, set_random_seed
 from rich.console import Console
@@ -21,6 +21,8 @@ from rich.table import Table
 from poa_mm.checkpoint import load_teacher
 from poa_mm.deploy.extract import extract_subnets
 from poa_mm.elastic import Subnet, SubnetSpace
+from poa_mm.engine.launch import read_config
+from poa_mm.engine.options import add_config_options
 from poa_mm.engine.work_dir import WorkDir
 from poa_mm.evaluation import evaluate_knn, save_report
 from poa_mm.mistakes import add_debug, run_tool
@@ -38,7 +40,7 @@ def parse_args() -> argparse.Namespace:
         help='config that pre-trains on digits (default: configs/poa/vitt_digits.py)',
     )
     parser.add_argument('--work-dir', type=Path, help='default: work_dirs/demo/NAME_OF_THE_CONFIG')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override the config: key=value ...')
+    add_config_options(parser)
     add_debug(parser)
     return parser.parse_args()
 
@@ -103,9 +105,7 @@ def print_report(report: dict, work_dir: Path) -> None:
 
 
 def demo(args: argparse.Namespace) -> None:
-    cfg = Config.fromfile(args.config)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+    cfg = read_config(args.config, args.cfg_options)
     work_dir = args.work_dir or Path('work_dirs', 'demo', args.config.stem)
     with WorkDir(work_dir):
         print_report(run_demo(cfg, work_dir), work_dir)

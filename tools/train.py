@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
@@ -14,6 +14,7 @@ from poa_mm.engine.hooks import StrictPretrainedHook
 from poa_mm.engine.hooks.model import model_of
 from poa_mm.engine.hooks.once import check_hooks
 from poa_mm.engine.launch import LAUNCHERS, leave_distributed, prepare, read_config
+from poa_mm.engine.options import OptionError, add_config_options
 from poa_mm.engine.pretrained import load_pretrained
 from poa_mm.engine.resume import check_resumable, set_start
 from poa_mm.engine.work_dir import WorkDir
@@ -39,7 +40,7 @@ def parse_args() -> argparse.Namespace:
         help="scale the learning rate by the batch size over the config's auto_scale_lr.base_batch_size",
     )
     parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='how processes were started')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override the config: key=value ...')
+    add_config_options(parser)
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
     add_debug(parser)
     return parser.parse_args()
@@ -62,6 +63,11 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> None:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise ValueError("--auto-scale-lr needs a config with 'auto_scale_lr.base_batch_size'")
         cfg.auto_scale_lr.enable = True
+    if (
+        args.resume not in (None, 'auto')
+        and (other := (args.cfg_options or {}).get('load_from', args.resume)) != args.resume
+    ):
+        raise OptionError(f'--resume {args.resume} and load_from={other}: a run starts from one checkpoint')
 
 
 def train(args: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from mmengine.dist import barrier, init_dist, is_distributed, is_main_process
 from mmengine.logging import print_log
 
 from poa_mm.mistakes import UserError
-from poa_mm.recipes import follow
 
+from .config_keys import READ_BY_A_RUN
 from .hooks.once import check_lists
 from .memory import keep_freed_memory
+from .options import OptionError, merge_options
 from .preflight import check_data
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
@@ -34,25 +35,28 @@ class ConfigError(UserError, ValueError):
 
 
 def read_config(
-    path: str | os.PathLike, options: Mapping[str, Any] | None = None, work_dir: str | os.PathLike | None = None
+    path: str | os.PathLike,
+    options: Mapping[str, Any] | None = None,
+    work_dir: str | os.PathLike | None = None,
+    reads: Collection[str] = READ_BY_A_RUN,
 ) -> Config:
     """Read a config file, with what the command line says beside it.
 
     Args:
         path: Config file.
-        options: What overrides it, by dotted keys. A number of its recipe changes all that follows from it
-            (:func:`~poa_mm.recipes.follow`). Default: nothing.
+        options: What overrides it, as of :func:`~poa_mm.engine.options.merge_options`. Default: nothing.
         work_dir: Where logs and checkpoints go. Default: the config's, or ``work_dirs/CONFIG_NAME``.
+        reads: Names of the entries that the command reads. Default: those of a run.
 
     Raises:
         ConfigError: If the file is missing or cannot be read.
+        OptionError: As :func:`~poa_mm.engine.options.merge_options`; if ``options`` name another work dir.
         ValueError: If the recipe has no such number.
     """
     cfg = read_file(path)
-    options = dict(options or {})
-    if numbers := {key: options.pop(key) for key in list(options) if key.startswith('recipe.')}:
-        follow(cfg, **{key.removeprefix('recipe.'): value for key, value in numbers.items()})
-    cfg.merge_from_dict(options)
+    merge_options(cfg, options, reads)
+    if work_dir and 'work_dir' in (options or {}) and str(work_dir) != cfg.work_dir:
+        raise OptionError(f'the work dir is given twice, as {str(work_dir)!r} and as {cfg.work_dir!r}')
     cfg.work_dir = str(work_dir or cfg.get('work_dir') or Path('work_dirs', Path(path).stem))
     return cfg
 
