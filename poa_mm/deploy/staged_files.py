@@ -40,6 +40,7 @@ class StagedFiles:
 
         Raises:
             ValueError: If ``name`` is more than the name of a file, so that nothing gets out of the folder.
+            OSError: If it cannot be written; names it.
         """
         if Path(name).name != name or name in ('', '..'):
             raise ValueError(f'{name!r} is not the name of a file in {self.folder}')
@@ -47,7 +48,10 @@ class StagedFiles:
         self._staged[self.folder / name] = temporary
         temporary.touch()
         mode = temporary.stat().st_mode
-        write(temporary)
+        try:
+            write(temporary)
+        except OSError as error:  # a full disk has no name of a file, or the temporary one
+            raise OSError(error.errno, error.strerror or str(error), str(self.folder / name)) from error
         temporary.chmod(mode)  # safetensors makes files that only their owner may read
         with temporary.open('rb+') as file:
             os.fsync(file.fileno())
