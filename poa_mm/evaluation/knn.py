@@ -158,10 +158,9 @@ def evaluate_knn(
     if not subnets:
         raise ValueError('no subnet to score')
     entry = _checked_entry(cfg)
-    loaders = [_build_loader(entry[name]) for name in ('bank', 'query')]
+    *loaders, preprocessor = labelled_data(cfg)
     temperature = entry.get('temperature', 0.07)
     ks = _checked_votes(entry.get('ks', (10, 20)), temperature, len(loaders[0].dataset))
-    preprocessor = _build_preprocessor(cfg)
     number = entry.get('subnets_per_pass') or len(subnets)
     passes = [subnets[start : start + number] for start in range(0, len(subnets), number)]
     correct = torch.cat(
@@ -169,6 +168,16 @@ def evaluate_knn(
     )
     accuracies = (correct.double() / len(loaders[1].dataset)).tolist()
     return {str(subnet): _score(dict(zip(ks, row))) for subnet, row in zip(subnets, accuracies)}
+
+
+def labelled_data(cfg: Config) -> tuple[DataLoader, DataLoader, nn.Module]:
+    """Loaders of the bank and of the queries of ``cfg.knn``, in order and complete, and the preprocessor.
+
+    Raises:
+        ValueError: If the entry ``knn`` is missing or not valid.
+    """
+    entry = _checked_entry(cfg)
+    return _build_loader(entry['bank']), _build_loader(entry['query']), _build_preprocessor(cfg)
 
 
 def _count_correct(
