@@ -15,7 +15,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SCORE_NAMES = {'knn': 'k-NN', 'linear': 'linear probe', 'labels_1': '1 % of the labels', 'labels_10': '10 % of the labels'}
+SCORE_NAMES = {
+    'knn': 'k-NN',
+    'linear': 'linear probe',
+    'labels_1': '1 % of the labels',
+    'labels_10': '10 % of the labels',
+}
 ABLATIONS = ('poa', 'no_es2', 'no_es1', 'one_head', 'lambda_0.5')
 
 

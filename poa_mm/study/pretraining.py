@@ -15,7 +15,6 @@ from mmengine.runner import Runner
 from poa_mm.elastic import Subnet
 from poa_mm.engine.launch import prepare, read_config
 from poa_mm.engine.resume import set_start
-from poa_mm.models.backbones import ElasticVisionTransformer
 
 SECONDS_KEY = 'processor_seconds'
 
@@ -57,19 +56,22 @@ def alone(backbone: Mapping[str, Any], subnet: Subnet) -> dict[str, Any]:
     """Config of the elastic backbone whose one subnet is ``subnet``, the same network as in ``backbone``'s space.
 
     Raises:
-        ValueError: If the backbone is not an elastic ViT.
+        ValueError: If the backbone is neither an elastic ViT nor an elastic Swin with its arch as a dict.
     """
-    if backbone.get('type') not in ('ElasticVisionTransformer', ElasticVisionTransformer):
-        raise ValueError(f'backbone {backbone.get("type")!r} is not an ElasticVisionTransformer, the one the study knows')
-    largest = dict(backbone['arch'])
-    width, depth = subnet.width, subnet.depth
-    arch = dict(
-        embed_dims=width,
-        num_layers=depth,
-        num_heads=largest['num_heads'] * width // largest['embed_dims'],
-        feedforward_channels=largest['feedforward_channels'] * width // largest['embed_dims'],
-    )
-    return {**backbone, 'arch': arch, 'widths': [width], 'depths': [depth], 'aliases': {}}
+    kind, arch = backbone.get('type'), backbone.get('arch')
+    kind = kind if isinstance(kind, str) else kind.__name__
+    if kind not in ('ElasticVisionTransformer', 'ElasticSwinTransformer') or not isinstance(arch, Mapping):
+        raise ValueError(f'the study knows elastic ViT and Swin with a dict for arch, not {kind!r} with {arch!r}')
+    arch, width, whole = dict(arch), subnet.width, arch['embed_dims']
+    arch['embed_dims'] = width
+    if kind == 'ElasticSwinTransformer':
+        arch['num_heads'] = [heads * width // whole for heads in arch['num_heads']]
+        arch['depths'] = [*arch['depths'][:2], subnet.depth, arch['depths'][3]]
+    else:
+        arch['num_heads'] = arch['num_heads'] * width // whole
+        arch['num_layers'] = subnet.depth
+        arch['feedforward_channels'] = arch['feedforward_channels'] * width // whole
+    return {**backbone, 'arch': arch, 'widths': [width], 'depths': [subnet.depth], 'aliases': {}}
 
 
 def study_config(config: Path, options: Mapping[str, Any], seed: int, folder: Path, subnet: Subnet | None) -> Config:
@@ -83,10 +85,9 @@ def study_config(config: Path, options: Mapping[str, Any], seed: int, folder: Pa
         subnet: The whole space of the run. Default: None, that of the config.
     """
     options = dict(options)
-    cfg = read_config(config, None, folder)
     if options.get('model.head.num_prototypes') == 'last':
-        options['model.head.num_prototypes'] = cfg.model.head.num_prototypes[-1:]
-    cfg.merge_from_dict(options)
+        options['model.head.num_prototypes'] = Config.fromfile(config).model.head.num_prototypes[-1:]
+    cfg = read_config(config, options, folder)
     if subnet is not None:
         cfg.model.backbone = alone(cfg.model.backbone, subnet)
     cfg.train_dataloader.num_workers = 0

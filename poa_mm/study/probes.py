@@ -110,7 +110,9 @@ def views(images: Tensor, crop: float, flip: bool, generator: torch.Generator) -
     return F.grid_sample(images, grid, padding_mode='border', align_corners=False)
 
 
-def fine_tune(network: nn.Module, channels: int, train: Labelled, num_classes: int, how: FineTuning, seed: int) -> nn.Module:
+def fine_tune(
+    network: nn.Module, channels: int, train: Labelled, num_classes: int, how: FineTuning, seed: int
+) -> nn.Module:
     """Train ``network``, which gives ``(B, channels)``, with a linear head; the classifier, in evaluation mode.
 
     Args:

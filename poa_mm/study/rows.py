@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from mmengine.config import Config
@@ -15,7 +14,7 @@ from poa_mm.elastic import Subnet, SubnetSpace
 
 CONFIGS = Path(__file__).parents[2] / 'configs' / 'poa'
 DATA = {'fashion_mnist': CONFIGS / 'vitt_fmnist.py', 'emoji': CONFIGS / 'vitt_emoji.py'}
-ALONE = MappingProxyType({'model.weight_es1': 0, 'model.weight_es2': 0})
+ALONE = {'model.weight_es1': 0, 'model.weight_es2': 0}
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Row:
     """
 
     about: str
-    options: Mapping[str, Any] = MappingProxyType({})
+    options: Mapping[str, Any] = field(default_factory=dict)
     start: str = 'supernet'
     every_subnet: bool = False
     few_labels: bool = False

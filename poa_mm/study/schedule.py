@@ -89,7 +89,9 @@ def _work_off(
                     break
                 left.remove(unit)
                 running[pool.submit(do, unit)] = unit, time.time()
-                console.print(f'{len(found)}/{total} {unit.data} {unit} begins, {_estimate(durations, left, running, jobs)}')
+                console.print(
+                    f'{len(found)}/{total} {unit.data} {unit} begins, {_estimate(durations, left, running, jobs)}'
+                )
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 unit, start = running.pop(future)
                 try:
@@ -98,6 +100,7 @@ def _work_off(
                     failure = failure or error
                     continue
                 durations[f'{unit.data}/{unit.row}/{unit.subnet}'] = time.time() - start
+                Path(work_dir).mkdir(parents=True, exist_ok=True)
                 (Path(work_dir) / SECONDS).write_text(json.dumps(durations, indent=2))
                 add_evidence(evidence, found[unit])
                 scores = {entry.subnet: entry.knn for entry in found[unit]}

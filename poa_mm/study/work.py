@@ -6,7 +6,7 @@ import json
 import platform
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from poa_mm.elastic import Subnet
 from poa_mm.evaluation.report import write_whole
 
 from .evidence import Entry
-from .pretraining import alone, pretrain, study_config
+from .pretraining import pretrain, study_config
 from .rows import DATA, ROWS, Unit, three_sizes
 from .scoring import SHARES, ClassFeature, CutOut, few_labels, frozen_scores, load_data, supervise
 
@@ -59,8 +59,7 @@ class Worker:
         folder.mkdir(parents=True, exist_ok=True)
         start = ROWS[unit.row].start
         entries = list(getattr(self, f'_{start}')(unit))
-        text = json.dumps([vars(entry) for entry in entries], indent=2)
-        write_whole(folder / RESULT, lambda path: path.write_text(text, encoding='utf-8'))
+        write_entries(folder / RESULT, entries)
         return entries
 
     # --- what is trained and scored, by `Row.start` ------------------------------------------
@@ -117,7 +116,7 @@ class Worker:
             backbone.init_weights()
         return backbone
 
-    def _score(self, unit: Unit, cfg: Config, trained: Trained, subnets: Any) -> Iterator[Entry]:
+    def _score(self, unit: Unit, cfg: Config, trained: Trained, subnets: Iterable[Subnet]) -> Iterator[Entry]:
         """Score subnets, each written down at once, so that it is not done again after a kill."""
         backbone, iterations, seconds = trained
         row, data = ROWS[unit.row], self._load(unit, cfg)
@@ -141,7 +140,9 @@ class Worker:
         return self._data[unit.data]
 
     @staticmethod
-    def _entry(unit: Unit, subnet: Subnet | None, scores: Mapping[str, float], iterations: int, seconds: float) -> Entry:
+    def _entry(
+        unit: Unit, subnet: Subnet | None, scores: Mapping[str, float], iterations: int, seconds: float
+    ) -> Entry:
         return Entry(
             row=unit.row,
             data=unit.data,
@@ -159,6 +160,12 @@ def finished(unit: Unit, work_dir: Path) -> list[Entry] | None:
     """Entries of a piece of work that is done; None if it is not."""
     path = unit.folder(Path(work_dir)) / RESULT
     return [Entry(**item) for item in json.loads(path.read_text(encoding='utf-8'))] if path.exists() else None
+
+
+def write_entries(path: Path, entries: Sequence[Entry]) -> None:
+    """The result of a piece of work, by which :func:`finished` knows that it is done."""
+    text = json.dumps([vars(entry) for entry in entries], indent=2)
+    write_whole(path, lambda part: part.write_text(text, encoding='utf-8'))
 
 
 def _rounded(score: float | None) -> float | None:
