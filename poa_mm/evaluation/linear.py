@@ -2,8 +2,8 @@
 
 Class features ``x`` predict the one-hot label by ``W^T (x - mean) + b``, with the ``W`` that makes the squared error
 plus ``strength * ||W||^2`` smallest. It has a closed form in sums over the images, so that no features are kept. It is
-not the linear probe of the paper, which SGD trains with augmented crops (``configs/probe``), but cheap enough to compare
-all subnets.
+not the linear probe of the paper, which SGD trains with augmented crops (``configs/probe``), but cheap enough for all
+subnets.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ def evaluate_linear(
 ) -> dict[str, float]:
     """Accuracy in [0, 1] of a ridge regression on the class features of each subnet.
 
-    Fitted to the images of ``knn.bank`` of the config, and scored on ``knn.query``. A fifth of the bank, drawn at random
-    but the same in every run, chooses the strength of the penalty by its squared error; then all of it is fitted.
+    Fitted to the images of ``knn.bank`` of the config, and scored on ``knn.query``. A fifth of the bank, drawn at
+    random but the same in every run, chooses the strength of the penalty by its squared error; then all is fitted.
 
     The sums of a subnet take ``16 * D * (D + C)`` bytes for ``D`` channels and ``C`` classes, 30 MB for ViT-L on
     ImageNet-1K; ``knn.subnets_per_pass`` bounds them.
