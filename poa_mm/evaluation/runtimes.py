@@ -116,11 +116,12 @@ class TorchRuntime:
             _drop_weights(network)
 
     def _runner(self, network: nn.Module, images: Tensor) -> Callable[[], Any]:
-        def run() -> None:
+        def run() -> Any:
             with torch.inference_mode():
-                network(images)
+                result = network(images)
             if self.device.type == 'cuda':
                 torch.cuda.synchronize()
+            return result
 
         return run
 
@@ -176,9 +177,10 @@ class OnnxRuntime:
         for output in session.get_outputs():
             binding.bind_output(output.name, self.device)
 
-        def run() -> None:
+        def run() -> Any:
             session.run_with_iobinding(binding)
             binding.synchronize_outputs()
+            return binding.get_outputs()
 
         return run
 
@@ -204,24 +206,34 @@ class OnnxRuntime:
         return int(done.stdout)
 
 
-# A process of its own: the peak of this one never falls again.
+# A process of its own: onnxruntime tells nobody what it allocates, and what one network has left is not another's.
 _CHILD = """
 import json, resource, sys
 import numpy as np
 import onnxruntime
 
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
+def memory(name):
+    # Not ru_maxrss on Linux: a new process starts with that of the one that started it.
+    try:
+        with open('/proc/self/status') as file:
+            return next(1024 * int(line.split()[1]) for line in file if line.startswith(name))
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 arguments = json.loads(sys.argv[1])
 images = np.zeros(arguments['shape'], np.float32)
-before = peak()
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = arguments['threads']
 options.log_severity_level = 3
+try:
+    with open('/proc/self/clear_refs', 'w') as file:
+        file.write('5')  # forgets the peak of the imports
+except OSError:
+    pass
+before = memory('VmRSS')
 session = onnxruntime.InferenceSession(arguments['path'], options, providers=['CPUExecutionProvider'])
 session.run(None, {session.get_inputs()[0].name: images})
-print(peak() - before)
+print(memory('VmHWM') - before)
 """
 
 
