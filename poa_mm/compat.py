@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from importlib.metadata import PackageNotFoundError, version
 
-# Lowest supported version and the first one that is not; the pins of the two stacks, which are what
+# Lowest supported version and the first one that is not; the pins of the three stacks, which are what
 # the tests run on, are in requirements/.
 SUPPORTED = {
-    'torch': ('2.1', '2.11'),
+    'torch': ('2.1', '2.12'),
     'mmengine': ('0.10.5', '0.11'),
     'mmcv': ('2.1.0', '2.4'),
     'mmpretrain': ('1.2.0', '1.4'),
@@ -33,8 +33,8 @@ def check_versions(versions: dict[str, str] | None = None) -> None:
     ]
     if wrong:
         raise ImportError(
-            f'poa_mm does not support {"; ".join(wrong)}. Two sets of versions are tested, requirements/onedl.txt '
-            'and requirements/openmmlab.txt; `make env` installs them, README says how to do it by hand.'
+            f'poa_mm does not support {"; ".join(wrong)}. Three sets of versions are tested, requirements/onedl.txt, '
+            'openmmlab.txt and light.txt; `make env STACK=...` installs one, README says how to do it by hand.'
         )
 
 
