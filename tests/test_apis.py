@@ -11,9 +11,9 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from poa_mm import apis
+from poa_mm.checkpoint import CheckpointError, describe_supernet, load_teacher
 from poa_mm.deploy.extract import extract_subnets
 from poa_mm.elastic import Subnet
-from poa_mm.engine.checkpoint import CheckpointError, describe_supernet, load_teacher
 
 ROOT = Path(__file__).parents[1]
 DEMO = 'work_dirs/demo/vitt_digits/train/iter_1000.pth'  # what `make demo` writes

@@ -1,4 +1,5 @@
 from .digits import Digits
+from .image_folder import ImageFolder
 from .resumable import ResumableSampler, SeededDataset
 from .transforms import (
     BadImageError,
@@ -9,6 +10,7 @@ from .transforms import (
     FastRandomFlip,
     FastRandomGrayscale,
     FastRandomResizedCrop,
+    RandomAffineCrop,
     RandomBackground,
     SafeLoadImageFromFile,
 )
@@ -23,6 +25,8 @@ __all__ = [
     'FastRandomFlip',
     'FastRandomGrayscale',
     'FastRandomResizedCrop',
+    'ImageFolder',
+    'RandomAffineCrop',
     'RandomBackground',
     'ResumableSampler',
     'SafeLoadImageFromFile',

@@ -11,8 +11,8 @@ from mmengine.config import Config
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
+from poa_mm.checkpoint import CheckpointError, check_state, file_sha256, load_teacher, read_checkpoint
 from poa_mm.elastic import Subnet
-from poa_mm.engine.checkpoint import CheckpointError, check_state, file_sha256, load_teacher, read_checkpoint
 from poa_mm.evaluation.backbone import FAMILIES
 
 
