@@ -1,4 +1,5 @@
 from .digits import Digits
+from .image_folder import ImageFolder
 from .resumable import ResumableSampler, SeededDataset
 from .transforms import (
     BadImageError,
@@ -23,6 +24,7 @@ __all__ = [
     'FastRandomFlip',
     'FastRandomGrayscale',
     'FastRandomResizedCrop',
+    'ImageFolder',
     'RandomBackground',
     'ResumableSampler',
     'SafeLoadImageFromFile',
