@@ -1,4 +1,5 @@
 from .digits import Digits
+from .source_dataset import HuggingFaceImages, SourceDataset, TarImages
 from .resumable import ResumableSampler, SeededDataset
 from .transforms import (
     BadImageError,
@@ -23,8 +24,11 @@ __all__ = [
     'FastRandomFlip',
     'FastRandomGrayscale',
     'FastRandomResizedCrop',
+    'HuggingFaceImages',
     'RandomBackground',
     'ResumableSampler',
     'SafeLoadImageFromFile',
     'SeededDataset',
+    'SourceDataset',
+    'TarImages',
 ]

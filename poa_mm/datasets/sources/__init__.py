@@ -1,0 +1,9 @@
+"""Where images lie: each kind of storage behind :class:`ImageSource`."""
+
+from .arrow import ArrowSource
+from .base import ImageSource
+from .folder import FolderSource
+from .shards import ShardError, find_shards
+from .tar import TarSource
+
+__all__ = ['ArrowSource', 'FolderSource', 'ImageSource', 'ShardError', 'TarSource', 'find_shards']
