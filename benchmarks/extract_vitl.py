@@ -23,9 +23,9 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 
 import poa_mm  # noqa: F401  registers the backbone
+from poa_mm.checkpoint import SUPERNET_KEY, describe_supernet
 from poa_mm.deploy.extract import extract_subnets
 from poa_mm.elastic import Subnet
-from poa_mm.engine.checkpoint import SUPERNET_KEY, describe_supernet
 
 ROOT = Path(__file__).parents[1]
 SUBNETS = ('384x12', '768x12', '1024x24')

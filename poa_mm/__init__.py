@@ -12,4 +12,13 @@ check_versions()
 from . import datasets, engine, evaluation, models  # noqa: E402
 from .deploy import safetensors_loader  # noqa: E402, F401
 
-__all__ = ['__version__', 'datasets', 'engine', 'evaluation', 'models']
+__all__ = ['__version__', 'apis', 'datasets', 'engine', 'evaluation', 'models']
+
+
+def __getattr__(name: str):
+    """``poa_mm.apis``, imported when it is first asked for."""
+    if name == 'apis':
+        from importlib import import_module
+
+        return import_module('.apis', __name__)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -114,7 +114,7 @@ def supernet_file(supernets, randomise, tmp_path_factory):
 
     from mmengine.registry import MODELS
 
-    from poa_mm.engine.checkpoint import describe_supernet
+    from poa_mm.checkpoint import describe_supernet
 
     @cache
     def make(family):

@@ -17,9 +17,9 @@ from mmengine.runner import Runner, find_latest_checkpoint, set_random_seed
 from rich.console import Console
 from rich.table import Table
 
+from poa_mm.checkpoint import load_teacher
 from poa_mm.deploy.extract import extract_subnets
 from poa_mm.elastic import Subnet, SubnetSpace
-from poa_mm.engine.checkpoint import load_teacher
 from poa_mm.evaluation import evaluate_knn, save_report
 
 CONFIG = Path(__file__).parents[1] / 'configs' / 'poa' / 'vitt_digits.py'

@@ -9,7 +9,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from poa_mm.engine.checkpoint import read_checkpoint
+from poa_mm.checkpoint import read_checkpoint
 from poa_mm.engine.hooks import StrictPretrainedHook
 from poa_mm.engine.hooks.model import model_of
 from poa_mm.engine.launch import LAUNCHERS, leave_distributed, prepare, read_config

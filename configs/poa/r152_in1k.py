@@ -34,7 +34,14 @@ train_dataloader = dict(batch_size=batch_size)
 
 # --- optimisation ----------------------------------------------------------------------------
 base_lr = 0.004 * (gpus * batch_size / 1024) ** 0.5
-optim_wrapper = dict(optimizer=dict(lr=base_lr), paramwise_cfg=dict(layer_decay_rate=0.95))
+optim_wrapper = dict(
+    optimizer=dict(lr=base_lr),
+    paramwise_cfg=dict(
+        layer_decay_rate=0.95,
+        patch_embed_lr_mult=1.0,  # the authors' code slows down no stem of a ResNet,
+        custom_keys={'.downsample.1.weight': dict(decay_mult=1.0)},  # and does not see that these are norms
+    ),
+)
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=warmup_iters),
     dict(

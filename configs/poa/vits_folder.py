@@ -3,10 +3,10 @@
     python tools/train.py configs/poa/vits_folder.py --cfg-options \
         train_dataloader.dataset.data_prefix=/path/to/images
 
-Every image below the folder is used. Copy this file and put in at `images` about how many you have: it
-sets the length of an epoch, and with it of the run and its schedules (`--cfg-options` cannot: they are
-computed here). Evaluation needs labels: give `knn.bank.dataset` and `knn.query.dataset` two labelled
-folders, or extract a subnet and fine-tune it.
+Every image below the folder is used, and the log says what is left out. Copy this file and put in at `images`
+about how many you have: it sets the length of an epoch, and with it of the run and its schedules (`--cfg-options`
+cannot: they are computed here). Evaluation needs labels: give `knn.bank.dataset` and `knn.query.dataset` two
+labelled folders, or extract a subnet and fine-tune it.
 """
 
 _base_ = 'vits_in1k_1gpu.py'
@@ -49,9 +49,9 @@ train_cfg = dict(max_iters=max_iters)
 class_pipeline = _base_.knn_pipeline
 knn = dict(
     bank=dict(
-        dataset=dict(_delete_=True, type='CustomDataset', data_prefix='data/labelled/train', pipeline=class_pipeline)
+        dataset=dict(_delete_=True, type='ImageFolder', data_prefix='data/labelled/train', pipeline=class_pipeline)
     ),
     query=dict(
-        dataset=dict(_delete_=True, type='CustomDataset', data_prefix='data/labelled/val', pipeline=class_pipeline)
+        dataset=dict(_delete_=True, type='ImageFolder', data_prefix='data/labelled/val', pipeline=class_pipeline)
     ),
 )

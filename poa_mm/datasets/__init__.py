@@ -1,6 +1,7 @@
 from .digits import Digits
-from .source_dataset import HuggingFaceImages, SourceDataset, TarImages
+from .image_folder import ImageFolder
 from .resumable import ResumableSampler, SeededDataset
+from .source_dataset import HuggingFaceImages, SourceDataset, TarImages
 from .transforms import (
     BadImageError,
     BlockMask,
@@ -10,6 +11,7 @@ from .transforms import (
     FastRandomFlip,
     FastRandomGrayscale,
     FastRandomResizedCrop,
+    RandomAffineCrop,
     RandomBackground,
     SafeLoadImageFromFile,
 )
@@ -25,6 +27,8 @@ __all__ = [
     'FastRandomGrayscale',
     'FastRandomResizedCrop',
     'HuggingFaceImages',
+    'ImageFolder',
+    'RandomAffineCrop',
     'RandomBackground',
     'ResumableSampler',
     'SafeLoadImageFromFile',

@@ -26,7 +26,7 @@ class SourceDataset(BaseDataset):
     Args:
         with_label: Whether items have ``gt_label``. Default: where every image has a label.
         **kwargs: Of mmpretrain's ``BaseDataset``: ``pipeline``, ``classes``, ``metainfo``, ``indices``, ``test_mode``,
-            ``lazy_init``, ``data_root``.
+            ``lazy_init``, ``data_root``. ``serialize_data`` makes no difference.
 
     Raises:
         ValueError: If ``with_label`` is set and an image has none, the classes that are given are not those of the
@@ -35,10 +35,9 @@ class SourceDataset(BaseDataset):
 
     source: ImageSource
 
-    def __init__(self, with_label: bool | None = None, **kwargs):
+    def __init__(self, with_label: bool | None = None, serialize_data: bool = False, ann_file: str = '', **kwargs):
         self.with_label = with_label
-        super().__init__(ann_file='', serialize_data=False, **kwargs)
-        _check_pipeline(type(self).__name__, self.pipeline.transforms)
+        super().__init__(ann_file=ann_file, serialize_data=False, **kwargs)
 
     def open_source(self) -> ImageSource:
         """The images. Called once, by :meth:`full_init`."""
@@ -49,6 +48,8 @@ class SourceDataset(BaseDataset):
         if self._fully_initialized:
             return
         self.source = self.open_source()
+        if not self.source.are_files:
+            _check_pipeline(type(self).__name__, self.pipeline.transforms)
         self._take_classes()
         labelled = self.source.labelled
         if self.with_label and not labelled:
@@ -75,15 +76,18 @@ class SourceDataset(BaseDataset):
 
     def get_data_info(self, idx: int) -> dict[str, Any]:
         """Name and label of an image; its content is read by :meth:`prepare_data`."""
-        size = len(self)
-        if not -size <= idx < size:
-            raise IndexError(f'image {idx} of {size}')
-        idx = idx % size
-        index = idx if self._chosen is None else int(self._chosen[idx])
-        info = dict(img_path=self.source.name(index), sample_idx=idx, source_index=index)
+        index = self._index(idx)
+        info = dict(img_path=self.source.name(index), sample_idx=idx % len(self))
         if self.with_label:
             info['gt_label'] = self.source.label(index)
         return info
+
+    def _index(self, idx: int) -> int:
+        """Number in the source of an image of the data set, which may be counted from the end."""
+        size = len(self)
+        if not -size <= idx < size:
+            raise IndexError(f'image {idx} of {size}')
+        return idx % size if self._chosen is None else int(self._chosen[idx])
 
     def prepare_data(self, idx: int) -> Any:
         """An image behind the pipeline.
@@ -92,8 +96,10 @@ class SourceDataset(BaseDataset):
             BadImageError: If it cannot be read.
         """
         info = self.get_data_info(idx)
+        if self.source.are_files:
+            return self.pipeline(info)
         try:
-            content = self.source.read(info.pop('source_index'))
+            content = self.source.read(self._index(idx))
         except OSError as error:
             raise BadImageError(error.strerror or str(error), info['img_path']) from error
         if isinstance(content, bytes):

@@ -76,7 +76,9 @@ def _agree(file: Path, plan: dict[str, Any], paths: list[Path]) -> None:
     if file.is_file():
         begun = json.loads(file.read_text())
         if begun != plan:
-            differ = ', '.join(f'{key} {begun.get(key)!r} there, {plan[key]!r} now' for key in plan if begun.get(key) != plan[key])
+            differ = ', '.join(
+                f'{key} {begun.get(key)!r} there, {plan[key]!r} now' for key in plan if begun.get(key) != plan[key]
+            )
             raise ValueError(f'{file.parent} has shards of other images ({differ}); take another folder, or empty it')
     elif found := [path.name for path in paths if path.exists()]:
         raise ValueError(f'{file.parent} has {found[0]} of another origin; take another folder, or empty it')

@@ -12,8 +12,8 @@ import torch
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
+from poa_mm.checkpoint import CheckpointError, file_sha256, load_teacher
 from poa_mm.elastic import Subnet
-from poa_mm.engine.checkpoint import CheckpointError, file_sha256, load_teacher
 from poa_mm.version import __version__
 
 from .downstream import classifier, detector, downstream_backbone, fine_tuning, segmentor

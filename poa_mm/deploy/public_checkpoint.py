@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmpretrain.registry import MODELS
 from torch import Tensor
 
-from poa_mm.engine.checkpoint import (
+from poa_mm.checkpoint import (
     SUPERNET_KEY,
     CheckpointError,
     check_state,

@@ -11,7 +11,7 @@ from typing import Any
 
 from mmengine.runner import CheckpointLoader
 
-from poa_mm.engine.checkpoint import read_checkpoint
+from poa_mm.checkpoint import read_checkpoint
 
 
 # mmengine matches the pattern against the beginning of the path; 'http://' and its like go first.

@@ -12,8 +12,9 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
+from poa_mm.checkpoint import CheckpointError
+
 from ..datasets.resumable import ITERATION, ResumableSampler, SeededDataset, seed_everything
-from .checkpoint import CheckpointError
 from .hooks.preemption_hook import outlive_signals
 
 

@@ -11,7 +11,8 @@ from typing import Any
 from mmengine.model import PretrainedInit
 from torch import nn
 
-from .checkpoint import CheckpointError, read_checkpoint, shorten
+from poa_mm.checkpoint import CheckpointError, read_checkpoint, shorten
+
 from .resume import SCHEME
 
 
@@ -63,7 +64,7 @@ def load_weights(
 
     Args:
         module: Network of any kind; its hooks adapt the weights as they do for mmengine.
-        path: File as :func:`~poa_mm.engine.checkpoint.read_checkpoint` takes it, with an entry ``state_dict``
+        path: File as :func:`~poa_mm.checkpoint.read_checkpoint` takes it, with an entry ``state_dict``
             or weights only.
         prefix: Take the keys below this prefix only, as mmengine's ``PretrainedInit`` does. Default: all.
         name: What errors call the module. Default: the name of its class only.

@@ -14,18 +14,17 @@ from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
-from .checkpoint import (
+from poa_mm.checkpoint import (
     SUPERNET_KEY,
     CheckpointError,
-    History,
     check_integrity,
     check_same_supernet,
     check_state,
-    is_inert,
     read_checkpoint,
     shorten,
 )
-from .main_process import on_main
+from poa_mm.checkpoint.unpickling import History, is_inert
+from poa_mm.main_process import on_main
 
 SCHEME = 'poa://'
 NAME = re.compile(r'(?:iter|epoch)_(\d+)\.pth')
@@ -146,7 +145,7 @@ def load_from_poa(filename: str, map_location: Any = None) -> dict[str, Any]:
         map_location: Ignored: the tensors are on the CPU, from where they are copied.
 
     Raises:
-        CheckpointError: As :func:`~poa_mm.engine.checkpoint.read_checkpoint`.
+        CheckpointError: As :func:`~poa_mm.checkpoint.read_checkpoint`.
     """
     return read_run(filename.removeprefix(SCHEME))
 
@@ -159,11 +158,11 @@ def read_run(path: str | os.PathLike, weights: bool = True) -> dict[str, Any]:
     ones are there.
 
     Args:
-        path: A local file, or a folder of :func:`~poa_mm.engine.sharded_checkpoint.save_sharded`.
-        weights: As of :func:`~poa_mm.engine.checkpoint.read_checkpoint`. Default: ``True``.
+        path: A local file, or a folder of :func:`~poa_mm.checkpoint.sharded.save_sharded`.
+        weights: As of :func:`~poa_mm.checkpoint.read_checkpoint`. Default: ``True``.
 
     Raises:
-        CheckpointError: As :func:`~poa_mm.engine.checkpoint.read_checkpoint`.
+        CheckpointError: As :func:`~poa_mm.checkpoint.read_checkpoint`.
     """
     path = Path(path)
     content = read_checkpoint(path, weights)

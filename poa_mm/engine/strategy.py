@@ -14,11 +14,11 @@ from mmengine.dist import all_gather_object, get_world_size
 from mmengine.registry import STRATEGIES
 from torch import Tensor, nn
 
+from poa_mm.checkpoint import CheckpointError, check_state, is_sharded
+from poa_mm.checkpoint.sharded import check_torch, load_tensors, optimizer_tensors, save_sharded
 from poa_mm.models.heads.multi_prototype_head import Projector, Prototypes
 
-from .checkpoint import CheckpointError, check_state, is_sharded
 from .resume import SCHEME, read_run
-from .sharded_checkpoint import check_torch, load_tensors, optimizer_tensors, save_sharded
 
 DTYPES = {'bfloat16': torch.bfloat16, 'float16': torch.float16, 'float32': torch.float32}
 
@@ -43,7 +43,7 @@ class FullyShardStrategy(DDPStrategy):
     A strategy of mmengine's ``FlexibleRunner`` rather than a model wrapper of its ``Runner``, because the latter
     initialises weights after it has wrapped the model, and saves on rank 0 only. Its loops and hooks are the same.
 
-    Checkpoints are folders, see :func:`~poa_mm.engine.sharded_checkpoint.save_sharded`. A file of a run without
+    Checkpoints are folders, see :func:`~poa_mm.checkpoint.sharded.save_sharded`. A file of a run without
     sharding can be loaded (``load_from``), but not resumed.
 
     Args:
@@ -93,7 +93,7 @@ class FullyShardStrategy(DDPStrategy):
         """Write a sharded checkpoint; all ranks take part. The arguments are those of mmengine's strategies.
 
         Raises:
-            CheckpointWriteError: As :func:`~poa_mm.engine.sharded_checkpoint.save_sharded`.
+            CheckpointWriteError: As :func:`~poa_mm.checkpoint.sharded.save_sharded`.
         """
         checkpoint = {'state_dict': self.model.state_dict(), **(extra_ckpt or {})}
         if save_optimizer:

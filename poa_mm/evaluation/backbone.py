@@ -9,8 +9,8 @@ from typing import Any
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
+from poa_mm.checkpoint import load_teacher
 from poa_mm.elastic import Subnet, SubnetSpace
-from poa_mm.engine.checkpoint import load_teacher
 from poa_mm.engine.pretrained import load_weights
 from poa_mm.models.backbones import ElasticResNet, ElasticSwinTransformer, ElasticVisionTransformer, Features
 from poa_mm.models.backbones.elastic_backbone import ElasticBackbone

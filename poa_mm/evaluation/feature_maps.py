@@ -22,8 +22,8 @@ from sklearn.decomposition import PCA
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from poa_mm.checkpoint import check_state, load_teacher, read_checkpoint
 from poa_mm.elastic import Subnet
-from poa_mm.engine.checkpoint import check_state, load_teacher, read_checkpoint
 
 from .report import write_whole
 

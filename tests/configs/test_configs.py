@@ -34,6 +34,8 @@ class Recipe(NamedTuple):
     warmup: int
     scale: float  # `iter_num_scale`
     layer_decay: float
+    layers: int  # of different learning rates, the stem's included
+    stem_lr: float  # factor on that of the stem
     mask_ratio: tuple[float, float]
     subnets: int
     select_scale: float | tuple[float, float]
@@ -50,6 +52,8 @@ RECIPES = {
         warmup=10,
         scale=0.78,
         layer_decay=0.9,
+        layers=26,
+        stem_lr=0.2,
         mask_ratio=(0.1, 0.5),
         subnets=143,
         select_scale=3,
@@ -64,6 +68,8 @@ RECIPES = {
         warmup=30,
         scale=0.9,
         layer_decay=0.9,
+        layers=26,
+        stem_lr=0.2,
         mask_ratio=(0.1, 0.3),
         subnets=39,
         select_scale=2,
@@ -78,6 +84,8 @@ RECIPES = {
         warmup=30,
         scale=1,
         layer_decay=0.95,
+        layers=51,
+        stem_lr=1.0,
         mask_ratio=(0.1, 0.3),
         subnets=465,
         select_scale=(1, 2),
@@ -157,15 +165,14 @@ def test_batch_and_masks_of_the_recipe(recipe):
 
 
 def test_learning_rates_of_the_recipe(recipe):
-    """That of the stem is the lowest: at the bottom of all layers, and a fifth of it."""
+    """That of the stem is the lowest: at the bottom of all layers, and with a factor of its own."""
     expected, cfg = recipe
     model = built_on_meta(cfg)
     groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
     rates = [group['lr'] for group in groups]
     peak = 0.004 * (expected.batch / 1024) ** 0.5
-    layers = model.backbone.get_layer_depth('mask_token')[1]
     assert max(rates) == pytest.approx(peak)
-    assert min(rates) == pytest.approx(0.2 * peak * expected.layer_decay ** (layers - 1))
+    assert min(rates) == pytest.approx(expected.stem_lr * peak * expected.layer_decay ** (expected.layers - 1))
     assert {group['weight_decay'] for group in groups} == {0.0, 0.04}
 
 

@@ -19,10 +19,10 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import HOOKS, MODELS, PARAM_SCHEDULERS, TRANSFORMS, DefaultScope
 from safetensors.torch import save_file
 
+from poa_mm.checkpoint import CheckpointError, check_state
 from poa_mm.datasets.scenes import write_scenes
 from poa_mm.deploy.downstream import detector, linear_segmentor, resnet, segmentor, swin, vit
 from poa_mm.elastic import Subnet
-from poa_mm.engine.checkpoint import CheckpointError, check_state
 from poa_mm.engine.pretrained import load_pretrained
 from poa_mm.models import ElasticResNet, ElasticSwinTransformer, ElasticVisionTransformer
 

@@ -11,8 +11,8 @@ from mmengine.registry import HOOKS, METRICS, MODELS, TRANSFORMS, DefaultScope, 
 from mmengine.runner import Runner
 from safetensors.torch import load_file, save_file
 
+from poa_mm.checkpoint import CheckpointError, load_teacher
 from poa_mm.elastic import Subnet
-from poa_mm.engine.checkpoint import CheckpointError, load_teacher
 from poa_mm.models import ElasticResNet, ElasticSwinTransformer
 
 CONFIGS = Path(__file__).parents[2] / 'configs'

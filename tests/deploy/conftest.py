@@ -6,9 +6,9 @@ from mmengine.config import Config
 from mmpretrain.registry import MODELS
 from safetensors.torch import save_file
 
+from poa_mm.checkpoint import describe_supernet
 from poa_mm.deploy.extract import extract_subnets
 from poa_mm.deploy.public_checkpoint import import_public_checkpoint
-from poa_mm.engine.checkpoint import describe_supernet
 
 
 def golden_config():

@@ -15,10 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import poa_mm
+from poa_mm.checkpoint import CheckpointError, describe_supernet, file_sha256, load_teacher
 from poa_mm.deploy import extract
 from poa_mm.deploy.extract import LIBRARIES, compare_with_supernet, extract_subnets, list_subnets
 from poa_mm.elastic import Subnet
-from poa_mm.engine.checkpoint import CheckpointError, describe_supernet, file_sha256, load_teacher
 from poa_mm.engine.pretrained import load_pretrained
 
 SUBNETS = [f'{width}x{depth}' for width in (32, 48, 64) for depth in (2, 3, 4)]

@@ -6,10 +6,10 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 from safetensors.torch import save_file
 
+from poa_mm.checkpoint import CheckpointError, load_teacher, read_checkpoint
 from poa_mm.deploy import public_checkpoint
 from poa_mm.deploy.public_checkpoint import convert_public_state_dict, find_branches, import_public_checkpoint
 from poa_mm.elastic import Subnet
-from poa_mm.engine.checkpoint import CheckpointError, load_teacher, read_checkpoint
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from mmengine.runner import CheckpointLoader, load_checkpoint
 from mmengine.runner.checkpoint import load_from_http, load_from_local
 from safetensors.torch import save_file
 
+from poa_mm.checkpoint import CheckpointError
 from poa_mm.deploy.safetensors_loader import load_from_safetensors
-from poa_mm.engine.checkpoint import CheckpointError
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 
-from poa_mm.engine.checkpoint import CheckpointError
+from poa_mm.checkpoint import CheckpointError
 
 
 class Record(Hook):

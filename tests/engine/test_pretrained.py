@@ -7,8 +7,8 @@ from mmpretrain.models import VisionTransformer
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
+from poa_mm.checkpoint import CheckpointError
 from poa_mm.engine import resume
-from poa_mm.engine.checkpoint import CheckpointError
 from poa_mm.engine.pretrained import load_pretrained, load_weights
 
 

@@ -11,8 +11,9 @@ from mmengine.runner import CheckpointLoader
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
-from poa_mm.engine import main_process, resume
-from poa_mm.engine.checkpoint import CheckpointError, read_checkpoint
+from poa_mm import main_process
+from poa_mm.checkpoint import CheckpointError, read_checkpoint
+from poa_mm.engine import resume
 from poa_mm.engine.hooks.model import model_of
 from poa_mm.engine.resume import check_resumable, find_resumable, load_from_poa, set_start
 

@@ -13,11 +13,11 @@ from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS, STRATEGIES
 from torch.testing import assert_close
 
+from poa_mm.checkpoint import CheckpointError, check_integrity, load_teacher, read_checkpoint
+from poa_mm.checkpoint.sharded import dcp
 from poa_mm.deploy.extract import extract_subnets
-from poa_mm.engine.checkpoint import CheckpointError, check_integrity, load_teacher, read_checkpoint
 from poa_mm.engine.hooks.model import model_of
 from poa_mm.engine.resume import set_start
-from poa_mm.engine.sharded_checkpoint import dcp
 
 ROOT = Path(__file__).parents[2]
 needs_sharding = pytest.mark.skipif(dcp is None, reason=f'torch {torch.__version__} is too old for FullyShardStrategy')

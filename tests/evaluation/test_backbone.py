@@ -3,9 +3,9 @@ import torch
 from mmengine.registry import DefaultScope, init_default_scope
 from torch.testing import assert_close
 
+from poa_mm.checkpoint import CheckpointError, describe_supernet
 from poa_mm.deploy.downstream import vit
 from poa_mm.elastic import Subnet
-from poa_mm.engine.checkpoint import CheckpointError, describe_supernet
 from poa_mm.evaluation import load_backbone
 
 ELASTIC = dict(

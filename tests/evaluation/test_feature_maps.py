@@ -4,9 +4,9 @@ import pytest
 import torch
 from mmpretrain.registry import MODELS
 
+from poa_mm.checkpoint import CheckpointError
 from poa_mm.deploy.extract import TOLERANCE, extract_subnets
 from poa_mm.elastic import Subnet
-from poa_mm.engine.checkpoint import CheckpointError
 from poa_mm.evaluation.feature_maps import (
     Network,
     class_attention,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmengine.registry import MODELS
 
-from poa_mm.engine.checkpoint import describe_supernet
+from poa_mm.checkpoint import describe_supernet
 from poa_mm.models import POA
 
 ROOT = Path(__file__).parents[2]

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from poa_mm.engine.checkpoint import load_teacher
+from poa_mm.checkpoint import load_teacher
 
 main = runpy.run_path(str(Path(__file__).parents[2] / 'tools' / 'import_public_checkpoint.py'))['main']
 CONFIG = """

@@ -8,8 +8,8 @@ from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS
 
+from poa_mm.checkpoint import check_integrity
 from poa_mm.engine import resume
-from poa_mm.engine.checkpoint import check_integrity
 from poa_mm.engine.launch import read_config
 
 sys.path.insert(0, str(Path(__file__).parents[2] / 'tools'))

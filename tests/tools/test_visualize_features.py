@@ -9,8 +9,8 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from poa_mm.checkpoint import describe_supernet
 from poa_mm.deploy.extract import extract_subnets
-from poa_mm.engine.checkpoint import describe_supernet
 from poa_mm.models import POA
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'visualize_features.py'

@@ -43,7 +43,7 @@ train_dataloader = dict(
     drop_last=True,
     sampler=dict(type='ResumableSampler', shuffle=True),
     collate_fn=dict(type='default_collate'),
-    dataset=dict(type='CustomDataset', data_prefix=train_root, with_label=False, pipeline=train_pipeline),
+    dataset=dict(type='ImageFolder', data_prefix=train_root, with_label=False, pipeline=train_pipeline),
 )
 
 # --- k-NN evaluation with labels: tools/eval_knn.py ------------------------------------------

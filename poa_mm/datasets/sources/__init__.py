@@ -2,8 +2,8 @@
 
 from .arrow import ArrowSource
 from .base import ImageSource
-from .folder import FolderSource
+from .folder import FileSource, FolderSource
 from .shards import ShardError, find_shards
 from .tar import TarSource
 
-__all__ = ['ArrowSource', 'FolderSource', 'ImageSource', 'ShardError', 'TarSource', 'find_shards']
+__all__ = ['ArrowSource', 'FileSource', 'FolderSource', 'ImageSource', 'ShardError', 'TarSource', 'find_shards']

@@ -113,11 +113,11 @@ def _column(features: Any, key: str | None, kind: str, option: str, needed: bool
         return key
     found = [name for name, feature in features.items() if type(feature).__name__ == kind]
     if len(found) > 1 or (needed and not found):
-        raise ValueError(f'{len(found)} columns are {kind}s, of {", ".join(map(repr, features))}: say which, {option}=...')
+        raise ValueError(
+            f'{len(found)} columns are {kind}s, of {", ".join(map(repr, features))}: say which, {option}=...'
+        )
     return found[0] if found else None
 
 
 def _all_labelled(labels: Any, key: str) -> bool:
-    return all(
-        label is not None and label >= 0 for batch in labels.iter(batch_size=BATCH) for label in batch[key]
-    )
+    return all(label is not None and label >= 0 for batch in labels.iter(batch_size=BATCH) for label in batch[key])

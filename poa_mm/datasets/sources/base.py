@@ -18,10 +18,12 @@ class ImageSource(ABC):
         digest: SHA-256 of the names in their order, in hex: the same only for the same list of images.
         left_out: How many files are no images, by suffix or reason.
         labelled: Whether every image has a label.
+        are_files: Whether :meth:`name` is a path from which anybody can read the image.
     """
 
     classes: Sequence[str] | None = None
     labelled: bool = False
+    are_files: bool = False
     digest: str = ''
     left_out: Mapping[str, int] = {}
 

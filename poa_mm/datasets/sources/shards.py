@@ -130,8 +130,7 @@ def _check_not_compressed(path: Path) -> None:
     for magic, (name, command) in COMPRESSIONS.items():
         if start.startswith(magic):
             raise ValueError(
-                f'is compressed ({name}), so that nothing in it can be read in place; unpack it ({command}): images are '
-                'compressed already'
+                f'is compressed ({name}), so that nothing in it can be read in place; unpack it ({command})'
             )
     if not start:
         raise ValueError('is empty')
@@ -215,6 +214,11 @@ def _label(tar: tarfile.TarFile, member: tarfile.TarInfo | None, entry: str) -> 
         value = int(value) if isinstance(value, str) and re.fullmatch(r'-?\d+', value) else value
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f'{member.name!r} holds no class: {type(error).__name__} {error}') from None
-    if isinstance(value, bool) or not isinstance(value, (int, str)) or value == '' or (isinstance(value, int) and value < 0):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, str))
+        or value == ''
+        or (isinstance(value, int) and value < 0)
+    ):
         raise ValueError(f'{member.name!r} holds no class, but {value!r}')
     return value

@@ -16,7 +16,7 @@ import numpy as np
 from mmengine.logging import print_log
 
 from .base import ImageSource
-from .index_file import Index, cache_folder, open_or_build, pack_texts
+from .index_file import cache_folder, open_or_build, pack_texts
 from .progress import ProgressLog
 from .shards import NO_LABEL, Contents, ShardError, find_shards, read_contents
 
@@ -73,7 +73,9 @@ class TarSource(ImageSource):
     def _check_labels(self, root: str | os.PathLike) -> None:
         highest = self.index.meta['highest_label']
         if self.classes is not None and highest >= len(self.classes):
-            raise ValueError(f'{Path(root) / CLASSES} names {len(self.classes)} classes; the shards have class {highest}')
+            raise ValueError(
+                f'{Path(root) / CLASSES} names {len(self.classes)} classes; the shards have class {highest}'
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         return dict(self.__dict__, _open=OrderedDict())
@@ -143,7 +145,9 @@ def _build(paths: Sequence[Path], read: partial, stamp: str) -> tuple[dict[str, 
     texts = pack_texts('names', names)
     digest = hashlib.sha256(texts['names'].data)
     digest.update(texts['names_ends'].data)
-    print_log(f'{len(names):,} images in {len(paths):,} shards; left out: {dict(left_out) or "nothing"}', logger='current')
+    print_log(
+        f'{len(names):,} images in {len(paths):,} shards; left out: {dict(left_out) or "nothing"}', logger='current'
+    )
     meta = dict(
         stamp=stamp,
         digest=digest.hexdigest(),

@@ -1,3 +1,4 @@
+from .affine_crop import RandomAffineCrop
 from .block_mask import BlockMask
 from .fast import (
     FastColorJitter,
@@ -19,6 +20,7 @@ __all__ = [
     'FastRandomFlip',
     'FastRandomGrayscale',
     'FastRandomResizedCrop',
+    'RandomAffineCrop',
     'RandomBackground',
     'SafeLoadImageFromFile',
 ]

@@ -12,7 +12,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from ..atomic_files import write_file
+from poa_mm.checkpoint import write_file
 
 FILE = 'bad_images.jsonl'
 

@@ -12,7 +12,8 @@ from mmengine.logging import HistoryBuffer
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from ..atomic_files import remove_temporaries, write_file
+from poa_mm.checkpoint import remove_temporaries, write_file
+
 from ..resume import check_resumable
 from .model import model_of
 

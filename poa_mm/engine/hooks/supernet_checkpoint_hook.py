@@ -7,9 +7,9 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from poa_mm.checkpoint import SUPERNET_KEY, describe_supernet
 from poa_mm.elastic import SubnetDeck
 
-from ..checkpoint import SUPERNET_KEY, describe_supernet
 from ..loops import ResumableTrainLoop
 from .model import model_of
 

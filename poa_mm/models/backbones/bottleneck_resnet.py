@@ -46,15 +46,15 @@ class BottleneckResNet(ResNet):
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Depth of a parameter and the number of depths, for layer-wise learning-rate decay.
 
-        Stem at 0, then every block is a layer, then what follows the backbone. So the paper's decay of 0.95
-        brings the stem of a ResNet-152 (52 layers) as low as 0.9 brings the embeddings of a ViT-L (26).
-        mmpretrain's ResNet, which knows three depths only, joins up to four blocks in a layer.
+        Stem at 0, then every block is a layer, as in the authors' code. No layer of its own follows the last block,
+        for there is no last norm: heads share its depth. mmpretrain's ResNet, which knows three depths only, joins up
+        to four blocks in a layer.
         """
-        num_layers = sum(self.stage_blocks) + 2
+        last = sum(self.stage_blocks)
         if not param_name.startswith(prefix):
-            return num_layers - 1, num_layers
+            return last, last + 1
         stage, _, rest = param_name[len(prefix) :].partition('.')
         if stage not in self.res_layers:
-            return 0, num_layers
+            return 0, last + 1
         before = sum(self.stage_blocks[: self.res_layers.index(stage)])
-        return before + int(rest.split('.')[0]) + 1, num_layers
+        return before + int(rest.split('.')[0]) + 1, last + 1

@@ -77,7 +77,11 @@ def test_what_is_no_image_is_counted(tmp_path):
     path = tmp_path / 'a.tar'
     write_shard(path, [('0.jpg', b'a'), ('0.txt', b'cat'), ('notes.md', b''), ('._1.jpg', b'a'), ('1.png', b'b')])
     with tarfile.open(path, 'a') as tar:
-        for name, kind in (('link.jpg', tarfile.SYMTYPE), ('hard.jpg', tarfile.LNKTYPE), ('folder.jpg', tarfile.DIRTYPE)):
+        for name, kind in (
+            ('link.jpg', tarfile.SYMTYPE),
+            ('hard.jpg', tarfile.LNKTYPE),
+            ('folder.jpg', tarfile.DIRTYPE),
+        ):
             member = tarfile.TarInfo(name)
             member.type, member.linkname = kind, '0.jpg'
             tar.addfile(member)

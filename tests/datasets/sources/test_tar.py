@@ -50,7 +50,9 @@ def test_classes_by_number_have_names_beside_them(shards):
 
 
 def test_classes_by_name(tmp_path):
-    write_shard(tmp_path / 'a.tar', [('0.jpg', b''), ('0.cls', b'dog'), ('1.jpg', b''), ('1.cls', b'cat'), ('2.jpg', b'')])
+    write_shard(
+        tmp_path / 'a.tar', [('0.jpg', b''), ('0.cls', b'dog'), ('1.jpg', b''), ('1.cls', b'cat'), ('2.jpg', b'')]
+    )
     images = source(tmp_path)
     assert images.classes == ['cat', 'dog']
     assert [images.label(index) for index in range(3)] == [1, 0, None]

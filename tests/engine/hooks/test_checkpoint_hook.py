@@ -12,9 +12,9 @@ from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 from torch.testing import assert_close
 
-from poa_mm.engine import POACheckpointHook, atomic_files
-from poa_mm.engine.atomic_files import CheckpointWriteError
-from poa_mm.engine.checkpoint import CheckpointError, check_integrity, read_checkpoint
+from poa_mm.checkpoint import CheckpointError, atomic_files, check_integrity, read_checkpoint
+from poa_mm.checkpoint.atomic_files import CheckpointWriteError
+from poa_mm.engine import POACheckpointHook
 from poa_mm.engine.resume import find_resumable, load_from_poa, set_start
 
 CONFIGS = Path(__file__).parents[3] / 'configs'

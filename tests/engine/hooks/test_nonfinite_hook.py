@@ -5,9 +5,9 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 
+from poa_mm.checkpoint import read_checkpoint
 from poa_mm.elastic import SubnetDeck
 from poa_mm.engine import NonFiniteError, NonFiniteHook
-from poa_mm.engine.checkpoint import read_checkpoint
 
 
 class Poison(Hook):

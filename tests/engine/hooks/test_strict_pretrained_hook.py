@@ -5,7 +5,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import MODELS
 from torch.testing import assert_close
 
-from poa_mm.engine.checkpoint import CheckpointError
+from poa_mm.checkpoint import CheckpointError
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ from pathlib import Path
 import torch
 from torch.testing import assert_close
 
-from poa_mm.engine.checkpoint import load_teacher, read_checkpoint
+from poa_mm.checkpoint import load_teacher, read_checkpoint
 
 
 def test_checkpoint_describes_itself(run_config, build_runner):

@@ -50,6 +50,10 @@ def test_residual_branches_start_at_zero():
 )
 def test_every_block_is_a_layer(name, depth):
     network = BottleneckResNet((1, 2, 3, 1), **SMALL)
-    assert network.get_layer_depth(name) == (depth, 9)
-    assert network.get_layer_depth(f'backbone.{name}', 'backbone.') == (depth, 9)
-    assert network.get_layer_depth(name, 'backbone.') == (8, 9)
+    assert network.get_layer_depth(name) == (depth, 8)
+    assert network.get_layer_depth(f'backbone.{name}', 'backbone.') == (depth, 8)
+
+
+def test_heads_share_the_depth_of_the_last_block():
+    network = BottleneckResNet((1, 2, 3, 1), **SMALL)
+    assert network.get_layer_depth('head.fc.weight', 'backbone.') == (7, 8)

@@ -14,10 +14,10 @@ from mmpretrain.structures import DataSample
 from torch.autograd.graph import saved_tensors_hooks
 from torch.testing import assert_close
 
+from poa_mm.checkpoint import CheckpointError, describe_supernet, load_teacher
 from poa_mm.deploy.extract import extract_subnets, list_subnets
 from poa_mm.deploy.public_checkpoint import convert_public_state_dict
 from poa_mm.elastic import Subnet
-from poa_mm.engine.checkpoint import CheckpointError, describe_supernet, load_teacher
 
 
 class Family(NamedTuple):

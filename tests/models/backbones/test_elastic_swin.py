@@ -417,7 +417,9 @@ def test_initial_weights():
 def test_get_layer_depth(network):
     plain = SwinTransformer(ARCH, img_size=64, window_size=4)
     for name, _ in plain.named_parameters():
-        assert network.get_layer_depth(f'backbone.{name}', 'backbone.') == plain.get_layer_depth(name)
+        depth, total = plain.get_layer_depth(name)
+        assert network.get_layer_depth(f'backbone.{name}', 'backbone.') == (depth + ('.downsample.' in name), total)
+    assert network.get_layer_depth('stages.1.downsample.norm.bias') == network.get_layer_depth('stages.2.blocks.0.norm')
     assert network.get_layer_depth('mask_token') == network.get_layer_depth('patch_embed.norm.bias') == (0, 9)
     assert network.get_layer_depth('backbone.mask_token', 'backbone.') == (0, 9)
     assert network.get_layer_depth('stages.2.blocks.3.norm1.weight') == (6, 9)

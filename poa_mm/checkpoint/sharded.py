@@ -18,9 +18,12 @@ import torch
 from mmengine.dist import all_gather_object, barrier, get_rank, get_world_size, is_main_process
 from torch import Tensor
 
-from .atomic_files import TEMPORARY, CheckpointWriteError, replace_folder, write_file
-from .checkpoint import SHARDED, CheckpointError, file_sha256, read_checkpoint, sealed, shorten
-from .main_process import on_main
+from poa_mm.main_process import on_main
+
+from .atomic_files import TEMPORARY, replace_folder, write_file
+from .errors import CheckpointError, CheckpointWriteError, shorten
+from .sealing import check_file, sealed, sha256_of
+from .single_file import read_file
 
 try:
     import torch.distributed.checkpoint as dcp
@@ -28,6 +31,7 @@ try:
 except ImportError:
     dcp = None
 
+SHARDED = 'checkpoint.pth'  # in the folder: all but the tensors
 WEIGHTS, OPTIMIZER = 'state_dict.', 'optimizer.state.'
 
 
@@ -84,7 +88,7 @@ def save_sharded(checkpoint: Mapping[str, Any], folder: str | os.PathLike) -> No
         dcp.save(tensors, storage_writer=writer, no_dist=get_world_size() == 1)
         # Each rank reads a part of the files; the work is to hash them.
         mine = sorted(temporary.glob('*.safetensors'))[get_rank() :: get_world_size()]
-        hashes = all_gather_object({path.name: file_sha256(path) for path in mine})
+        hashes = all_gather_object({path.name: sha256_of(path) for path in mine})
         rest['files'] = {name: digest for part in hashes for name, digest in part.items()}
         on_main(_finish, rest, temporary, folder)
     except (dcp.api.CheckpointException, OSError) as error:  # the former collects the errors of all ranks
@@ -107,6 +111,23 @@ def _finish(rest: dict[str, Any], temporary: Path, folder: Path) -> None:
 # --- reading ---------------------------------------------------------------------------------
 
 
+def is_sharded(path: str | os.PathLike) -> bool:
+    """Whether ``path`` is the folder of a sharded checkpoint."""
+    return Path(path, SHARDED).is_file()
+
+
+def check_sharded(folder: Path) -> None:
+    """Check that each file of a sharded checkpoint holds what was written, bit by bit.
+
+    Raises:
+        CheckpointError: If one does not, or is missing; names it.
+    """
+    check_file(folder / SHARDED)
+    for name, digest in read_file(folder / SHARDED).get('files', {}).items():
+        if not (folder / name).is_file() or sha256_of(folder / name) != digest:
+            raise CheckpointError(f'{folder / name}: is damaged: its SHA-256 is not the one it was written with')
+
+
 def read_sharded(folder: Path, weights: bool = True) -> dict[str, Any]:
     """A checkpoint as it was before it was sharded; nothing in the folder is executed.
 
@@ -116,9 +137,9 @@ def read_sharded(folder: Path, weights: bool = True) -> dict[str, Any]:
             device ``meta``, as those of ``optimizer.state`` are in any case. Default: ``True``.
 
     Raises:
-        CheckpointError: As :func:`~poa_mm.engine.checkpoint.read_checkpoint`; also if torch is too old.
+        CheckpointError: As :func:`~poa_mm.checkpoint.read_checkpoint`; also if torch is too old.
     """
-    checkpoint = read_checkpoint(folder / SHARDED)
+    checkpoint = read_file(folder / SHARDED)
     files = checkpoint.pop('files', None)
     if not isinstance(files, Mapping):
         raise CheckpointError(f'{folder}: expected a sharded checkpoint, found only {shorten(checkpoint)}')

@@ -10,9 +10,9 @@ import pytest
 import torch
 from mmengine.fileio import get_file_backend
 
-from poa_mm.engine import atomic_files
-from poa_mm.engine.atomic_files import CheckpointWriteError, remove_temporaries, write_file
-from poa_mm.engine.checkpoint import CheckpointError, check_integrity, file_sha256, read_checkpoint, sealed
+from poa_mm.checkpoint import CheckpointError, atomic_files, check_integrity, file_sha256, read_checkpoint
+from poa_mm.checkpoint.atomic_files import CheckpointWriteError, remove_temporaries, write_file
+from poa_mm.checkpoint.sealing import sealed
 from poa_mm.engine.resume import find_resumable
 
 

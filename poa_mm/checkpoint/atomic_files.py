@@ -10,20 +10,17 @@ from pathlib import Path
 
 from mmengine.fileio import LocalBackend, register_backend
 
-from .checkpoint import sealed
+from .errors import CheckpointWriteError
+from .sealing import sealed
 
 TEMPORARY = '.{}.tmp'  # beside the file, and never taken for a checkpoint
-
-
-class CheckpointWriteError(OSError):
-    """A checkpoint could not be written, for instance because the disk is full. Those before it are as they were."""
 
 
 class AtomicBackend(LocalBackend):
     """mmengine's storage on local disks, for runs that may be killed: ``backend_args=dict(backend='atomic')``.
 
     A file is written under a temporary name in its folder, synced and renamed. Archives of ``torch.save`` are
-    sealed with their SHA-256, which :func:`~poa_mm.engine.checkpoint.check_integrity` compares.
+    sealed with their SHA-256, which :func:`~poa_mm.checkpoint.check_integrity` compares.
     """
 
     def put(self, obj: bytes, filepath: str | os.PathLike) -> None:

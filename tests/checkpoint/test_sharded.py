@@ -6,12 +6,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from poa_mm.checkpoint import CheckpointError, check_integrity, read_checkpoint, sharded
+from poa_mm.checkpoint.atomic_files import CheckpointWriteError, remove_temporaries
+from poa_mm.checkpoint.sharded import dcp, save_sharded
 from poa_mm.deploy.extract import extract_subnets
-from poa_mm.engine import sharded_checkpoint
-from poa_mm.engine.atomic_files import CheckpointWriteError, remove_temporaries
-from poa_mm.engine.checkpoint import CheckpointError, check_integrity, read_checkpoint
 from poa_mm.engine.resume import find_resumable
-from poa_mm.engine.sharded_checkpoint import dcp, save_sharded
 
 pytestmark = pytest.mark.skipif(dcp is None, reason=f'torch {torch.__version__} has no sharded checkpoints')
 
@@ -106,7 +105,7 @@ def test_disk_full(folder, monkeypatch):
     def write(path, chunks):
         raise CheckpointWriteError(28, 'No space left on device', str(path))
 
-    monkeypatch.setattr(sharded_checkpoint, 'write_file', write)
+    monkeypatch.setattr(sharded, 'write_file', write)
     with pytest.raises(CheckpointWriteError, match='No space left'):
         save_sharded(make(2.0), folder)
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]

@@ -1,0 +1,116 @@
+"""What a notebook needs: list, load, extract and export the subnets of a checkpoint, and pre-train one.
+
+The commands in ``tools/`` are shells over these functions. Importing this module is cheap: each function
+imports what it needs when it is called.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from poa_mm.deploy.extract import SubnetRow
+    from poa_mm.elastic import Subnet
+
+__all__ = ['extract', 'list_subnets', 'load_subnet']
+
+
+def list_subnets(checkpoint: str | os.PathLike) -> list[SubnetRow]:
+    """All subnets in a checkpoint, from the smallest to the largest.
+
+    Args:
+        checkpoint: Checkpoint of a pre-training run or of ``import_public_checkpoint``; nothing in it is executed.
+
+    Returns:
+        One row for each subnet: ``subnet``, ``aliases`` (its names), ``params`` and ``flops`` (of one image of the
+        pre-training size).
+
+    Raises:
+        CheckpointError: If the file is not a checkpoint of POA. It is a ``ValueError``.
+
+    Example:
+        >>> from poa_mm.apis import list_subnets
+        >>> rows = list_subnets('work_dirs/demo/vitt_digits/train/iter_1000.pth')
+        >>> len(rows), str(rows[0].subnet), rows[0].params
+        (16, '48x3', 59904)
+    """
+    from poa_mm.deploy.extract import list_subnets
+
+    return list_subnets(checkpoint)
+
+
+def load_subnet(checkpoint: str | os.PathLike, subnet: Subnet | str | None = None) -> nn.Module:
+    """One subnet as a stock mmpretrain network with weights, in evaluation mode.
+
+    Args:
+        checkpoint: Checkpoint of a pre-training run or of ``import_public_checkpoint``, or the config ``poa_*.py`` of
+            an extracted subnet.
+        subnet: ``'384x12'``, an alias such as ``'small'``, or a :class:`~poa_mm.elastic.Subnet`. Default: None, which
+            only the config of an extracted subnet can do.
+
+    Returns:
+        A ``VisionTransformer``, ``SwinTransformer`` or ``ResNet`` of mmpretrain (or the plain ``BottleneckResNet`` of
+        poa_mm, for sizes that mmpretrain's class does not have). It takes normalised images ``(B, C, H, W)``.
+
+    Raises:
+        CheckpointError: If the file is not a checkpoint of POA. It is a ``ValueError``.
+        ValueError: If the subnet is not in the checkpoint's space, or is missing.
+
+    Example:
+        >>> import torch
+        >>> from poa_mm.apis import load_subnet
+        >>> network = load_subnet('work_dirs/demo/vitt_digits/train/iter_1000.pth', '48x3')
+        >>> (class_token,) = network(torch.zeros(2, 3, 8, 8))
+        >>> class_token.shape, network.training
+        (torch.Size([2, 48]), False)
+    """
+    from poa_mm.deploy.stock import open_network
+
+    return open_network(checkpoint, subnet).build()
+
+
+def extract(
+    checkpoint: str | os.PathLike,
+    subnets: str | Subnet | Iterable[Subnet | str] | None = None,
+    *,
+    out_dir: str | os.PathLike,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """Write subnets as weights and configs of stock mmpretrain networks.
+
+    Args:
+        checkpoint: Checkpoint of a pre-training run or of ``import_public_checkpoint``.
+        subnets: One or more of ``'384x12'``, aliases or :class:`~poa_mm.elastic.Subnet`. Default: None, all of them.
+        out_dir: Folder to write to, made if it is missing.
+        **options: Of :func:`poa_mm.deploy.extract.extract_subnets`: ``format``, ``verify``, ``libraries``,
+            ``progress``.
+
+    Returns:
+        The manifest's entries, one for each subnet. All files appear together, or none does.
+
+    Raises:
+        CheckpointError: If the file is not a checkpoint of POA, or the folder holds subnets of another one.
+        ValueError: If a subnet is not in the checkpoint's space, or an option is not valid.
+
+    Example:
+        >>> from poa_mm.apis import extract
+        >>> entries = extract('work_dirs/demo/vitt_digits/train/iter_1000.pth', ['48x3', '96x6'], out_dir='subnets')
+        >>> [entry['file'] for entry in entries]
+        ['poa_48x3.safetensors', 'poa_96x6.safetensors']
+    """
+    from poa_mm.deploy.extract import extract_subnets
+
+    return extract_subnets(checkpoint, _several(subnets), out_dir, **options)
+
+
+def _several(subnets: str | Subnet | Iterable[Subnet | str] | None) -> list[Subnet | str] | None:
+    """A list of subnets: one may come by itself."""
+    from poa_mm.elastic import Subnet
+
+    if subnets is None:
+        return None
+    return [subnets] if isinstance(subnets, (str, Subnet)) else list(subnets)

@@ -1,0 +1,113 @@
+"""A subnet as the stock network that it is, out of a supernet's checkpoint or of extracted files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmengine.config import Config
+from mmpretrain.registry import MODELS
+from torch import Tensor, nn
+
+from poa_mm.checkpoint import CheckpointError, check_state, file_sha256, load_teacher, read_checkpoint
+from poa_mm.elastic import Subnet
+from poa_mm.evaluation.backbone import FAMILIES
+
+
+class StockNetwork(NamedTuple):
+    """A stock mmpretrain backbone.
+
+    Args:
+        subnet: The subnet that it is.
+        config: Of the backbone, for mmpretrain's registry.
+        state: Its weights.
+        data_preprocessor: How its images are normalised: ``mean``, ``std`` and the order of channels.
+        source: Name of the file that it comes from.
+        source_sha256: SHA-256 of that file.
+    """
+
+    subnet: Subnet
+    config: Mapping[str, Any]
+    state: Mapping[str, Tensor]
+    data_preprocessor: Mapping[str, Any]
+    source: str
+    source_sha256: str
+
+    def build(self) -> nn.Module:
+        """The network with its weights, in evaluation mode.
+
+        Raises:
+            CheckpointError: If the weights do not fit the network.
+        """
+        network = MODELS.build(dict(self.config))
+        check_state(network.state_dict(), self.state, f'{self.source}: subnet {self.subnet}')
+        network.load_state_dict(self.state)
+        network.eval()  # mmpretrain's returns None
+        return network
+
+
+def open_networks(
+    checkpoint: str | os.PathLike, subnets: Iterable[Subnet | str] | None = None
+) -> Iterator[StockNetwork]:
+    """Subnets one by one, so that only one at a time is in memory beside the supernet.
+
+    Args:
+        checkpoint: Checkpoint of a supernet, or the config ``poa_*.py`` of an extracted subnet.
+        subnets: ``'384x12'``, aliases or :class:`Subnet`. Default: None, all that there are.
+
+    Raises:
+        CheckpointError: If the file cannot be read or is none of POA's.
+        ValueError: If a subnet is not in it. All of them are looked up before the first is given.
+    """
+    if is_extracted(checkpoint):
+        network = _read_extracted(Path(checkpoint))
+        for wanted in subnets or ():
+            if Subnet.parse(wanted) != network.subnet:
+                raise ValueError(f'{checkpoint} holds subnet {network.subnet}, not {wanted}')
+        yield network
+        return
+    backbone, description = load_teacher(checkpoint)
+    space = backbone.space
+    chosen = list(dict.fromkeys(map(space.parse, space if subnets is None else subnets)))
+    preprocessor = description.get('data_preprocessor') or {}
+    origin = (Path(checkpoint).name, file_sha256(checkpoint))
+    for subnet in chosen:
+        yield StockNetwork(subnet, *backbone.extract(subnet), preprocessor, *origin)
+
+
+def open_network(checkpoint: str | os.PathLike, subnet: Subnet | str | None = None) -> StockNetwork:
+    """One subnet; arguments and errors as of :func:`open_networks`.
+
+    Raises:
+        ValueError: Also if the checkpoint holds several subnets and none is named.
+    """
+    if subnet is None and not is_extracted(checkpoint):
+        raise ValueError(f"{checkpoint}: name a subnet such as '384x12'; only an extracted one goes without")
+    return next(open_networks(checkpoint, None if subnet is None else [subnet]))
+
+
+def is_extracted(path: str | os.PathLike) -> bool:
+    """Whether ``path`` is the config of an extracted subnet, by its name."""
+    return Path(path).suffix == '.py'
+
+
+def _read_extracted(path: Path) -> StockNetwork:
+    """The network of a config that extraction wrote, with the weights that it names."""
+    if not path.is_file():
+        raise CheckpointError(f'{path}: there is no such file')
+    cfg = Config.fromfile(path)
+    config = dict((cfg.get('model') or {}).get('backbone') or {})
+    weights = (config.pop('init_cfg', None) or {}).get('checkpoint')
+    kind = str(config.get('type', '')).removeprefix('mmpretrain.')
+    if weights is None or kind not in FAMILIES:
+        raise CheckpointError(
+            f"{path}: expected the config of an extracted subnet, with the weights in 'model.backbone.init_cfg' and "
+            f'a backbone that is one of {", ".join(FAMILIES)}'
+        )
+    content = read_checkpoint(weights)
+    state = content.get('state_dict', content)
+    subnet = FAMILIES[kind].subnet_of(MODELS.build(config))
+    preprocessor = cfg.get('data_preprocessor') or {}
+    return StockNetwork(subnet, config, state, preprocessor, Path(weights).name, file_sha256(weights))
