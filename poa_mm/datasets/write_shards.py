@@ -41,7 +41,7 @@ def write_shards(
         folder: Where the shards go; made if it is missing.
         per_shard: Images of a shard. Default: 10,000.
         prefix: Of the names of the shards. Default: 'train'.
-        progress: Called after each image with the number of images done. Default: None.
+        progress: Called with the number of images done since its last call. Default: None.
 
     Returns:
         The shards, in order.
@@ -55,17 +55,17 @@ def write_shards(
     folder = Path(folder)
     starts = range(0, len(source), per_shard)
     paths = [folder / f'{prefix}-{shard:06d}.tar' for shard in range(len(starts))]
-    plan = dict(images=len(source), per_shard=per_shard, digest=source.digest, classes=source.classes)
-    plan['classes'] = None if source.classes is None else list(source.classes)
+    classes = None if source.classes is None else list(source.classes)
+    plan = dict(images=len(source), per_shard=per_shard, digest=source.digest, classes=classes)
     folder.mkdir(parents=True, exist_ok=True)
     _agree(folder / f'{prefix}-{PLAN}', plan, paths)
-    if source.classes is not None:
-        _write(folder / CLASSES, ''.join(f'{name}\n' for name in source.classes).encode())
+    if classes is not None:
+        _write(folder / CLASSES, ''.join(f'{name}\n' for name in classes).encode())
     for start, path in zip(starts, paths):
         numbers = range(start, min(start + per_shard, len(source)))
         if path.is_file():
             if progress is not None:
-                progress(numbers.stop)
+                progress(len(numbers))
             continue
         _write_shard(source, numbers, path, progress)
     return paths
@@ -76,12 +76,13 @@ def _agree(file: Path, plan: dict[str, Any], paths: list[Path]) -> None:
     if file.is_file():
         begun = json.loads(file.read_text())
         if begun != plan:
-            differ = ', '.join(
-                f'{key} {begun.get(key)!r} there, {plan[key]!r} now' for key in plan if begun.get(key) != plan[key]
+            differ = ', '.join(key for key in plan if begun.get(key) != plan[key])
+            raise ValueError(
+                f'{file.parent} has shards of other images (other {differ}: {begun.get("images")} images, '
+                f'{begun.get("per_shard")} a shard; now {plan["images"]} and {plan["per_shard"]}); take another folder'
             )
-            raise ValueError(f'{file.parent} has shards of other images ({differ}); take another folder, or empty it')
     elif found := [path.name for path in paths if path.exists()]:
-        raise ValueError(f'{file.parent} has {found[0]} of another origin; take another folder, or empty it')
+        raise ValueError(f'{file.parent} has {found[0]} of another origin; take another folder')
     else:
         _write(file, json.dumps(plan, indent=1).encode())
 
@@ -110,7 +111,7 @@ def _write_shard(source: ImageSource, numbers: range, path: Path, progress: Call
                     hashes.append(hashlib.sha256(content).digest())
                     suffixes.add(suffix)
                     if progress is not None:
-                        progress(number + 1)
+                        progress(1)
             file.flush()
             os.fsync(file.fileno())
         _verify(source, numbers, temporary, hashes, frozenset(suffixes))

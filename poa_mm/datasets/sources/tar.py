@@ -7,8 +7,9 @@ import os
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import current_process, get_context
 from pathlib import Path
 from typing import Any
 
@@ -169,8 +170,11 @@ def _read_all(paths: Sequence[Path], read: partial) -> list[Contents]:
     progress = ProgressLog('reading the headers of shards', len(paths), 'shards')
     processes = min(len(os.sched_getaffinity(0)), len(paths), MAX_PROCESSES)
     shards = []
-    with ProcessPoolExecutor(processes, mp_context=get_context('fork')) as pool:
-        for contents in pool.map(read, paths) if processes > 1 else map(read, paths):
+    with ExitStack() as stack:
+        each = map
+        if processes > 1 and not current_process().daemon:  # which may have no children
+            each = stack.enter_context(ProcessPoolExecutor(processes, mp_context=get_context('fork'))).map
+        for contents in each(read, paths):
             shards.append(contents)
             progress.update(len(shards))
     return shards
