@@ -16,6 +16,9 @@ from mmengine.config import Config
 from mmengine.dist import barrier, init_dist, is_distributed, is_main_process
 from mmengine.logging import print_log
 
+from poa_mm.recipes import follow
+
+from .hooks.once import check_lists
 from .memory import keep_freed_memory
 from .preflight import check_data
 
@@ -31,14 +34,19 @@ def read_config(
 
     Args:
         path: Config file.
-        options: What overrides it, by dotted keys. Default: nothing.
+        options: What overrides it, by dotted keys. A number of its recipe changes all that follows from it
+            (:func:`~poa_mm.recipes.follow`). Default: nothing.
         work_dir: Where logs and checkpoints go. Default: the config's, or ``work_dirs/CONFIG_NAME``.
 
     Raises:
         FileNotFoundError: If there is no such file.
+        ValueError: If the recipe has no such number.
     """
     cfg = Config.fromfile(path)
-    cfg.merge_from_dict(dict(options or {}))
+    options = dict(options or {})
+    if numbers := {key: options.pop(key) for key in list(options) if key.startswith('recipe.')}:
+        follow(cfg, **{key.removeprefix('recipe.'): value for key, value in numbers.items()})
+    cfg.merge_from_dict(options)
     cfg.work_dir = str(work_dir or cfg.get('work_dir') or Path('work_dirs', Path(path).stem))
     return cfg
 
@@ -99,8 +107,9 @@ def prepare(cfg: Config, launcher: str, parts: Sequence[str] = ('train', 'val'))
 
     Raises:
         FileNotFoundError: If data that the config names is missing.
-        ValueError: As :func:`init_distributed`.
+        ValueError: As :func:`init_distributed` and :func:`~poa_mm.engine.hooks.once.check_lists`.
     """
+    check_lists(cfg)
     check_data(cfg, parts)
     init_distributed(launcher, cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout'))
     cfg.launcher = launcher

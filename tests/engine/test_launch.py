@@ -86,3 +86,12 @@ def test_a_process_leaves_its_group(tmp_path):
     torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
     launch.leave_distributed()
     assert not torch.distributed.is_initialized()
+
+
+def test_a_number_of_the_recipe_changes_what_follows():
+    cfg = launch.read_config('configs/poa/vitt_digits.py', {'recipe.max_iters': 40, 'recipe.ramp_iters': 7})
+    assert (cfg.train_cfg.max_iters, cfg.param_scheduler[1].end, cfg.custom_hooks[1].patch_loss_start) == (40, 40, 7)
+    cfg = launch.read_config('configs/poa/vitt_digits.py', {'recipe.max_iters': 40, 'train_cfg.max_iters': 3})
+    assert (cfg.train_cfg.max_iters, cfg.param_scheduler[1].end) == (3, 40)
+    with pytest.raises(ValueError, match='recipe has no iters'):
+        launch.read_config('configs/poa/vitt_digits.py', {'recipe.iters': 40})
