@@ -118,6 +118,8 @@ def prepare(cfg: Config, launcher: str, parts: Sequence[str] = ('train', 'val'))
     check_data(cfg, parts)
     init_distributed(launcher, cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout'))
     cfg.launcher = launcher
+    if (cfg.get('randomness') or {}).get('deterministic'):
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # torch asks for it on GPUs
     if not torch.cuda.is_available():
         keep_freed_memory()
     if launcher != 'none' and not torch.cuda.is_available():
