@@ -6,14 +6,15 @@ export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 # The path of the stack's environment, which is built when it is missing.
 ENV_PYTHON = $$(tools/make_env.sh $(STACK))/bin/python
 
-.PHONY: help env demo test test-slow test-faults lint format
+.PHONY: help env demo test test-slow test-faults lint format docs wheel
 
 help:
 	@echo 'make env     build the Python environment and install poa_mm into it (STACK=onedl|openmmlab)'
 	@echo 'make demo    pre-train on handwritten digits, extract, score every subnet: 10 minutes on 2 cores'
 	@echo '             (CONFIG=configs/poa/swint_digits.py or resnet_digits.py: another family)'
 	@echo 'make test    run the tests (test-slow: those that take minutes; test-faults: kills, signals, NaN)'
-	@echo 'make lint    check style'
+	@echo 'make lint    check style and types'
+	@echo 'make docs    build the documentation into docs/_build; make wheel: a package into dist/'
 
 env:
 	@env=$$(tools/make_env.sh $(STACK)) || exit 1; \
@@ -34,7 +35,13 @@ test-faults:
 	@python=$(ENV_PYTHON) && $$python -m pytest -q -m 'slow or not slow' tests/engine tests/tools/test_train.py
 
 lint:
-	@python=$(ENV_PYTHON) && $$python -m ruff check . && $$python -m ruff format --check .
+	@python=$(ENV_PYTHON) && $$python -m ruff check . && $$python -m ruff format --check . && $$python -m mypy
 
 format:
 	@python=$(ENV_PYTHON) && $$python -m ruff check --fix . ; $$python -m ruff format .
+
+docs:
+	@python=$(ENV_PYTHON) && $$python -m sphinx -W --keep-going -q -b html docs docs/_build
+
+wheel:
+	@python=$(ENV_PYTHON) && $$python -m build --no-isolation --outdir dist . && $$python -m twine check dist/*
