@@ -32,7 +32,10 @@ setup(
     license_files=['LICENSE'],
     python_requires='>=3.10,<3.13',
     packages=find_packages(include=['poa_mm', 'poa_mm.*']),
-    package_data={'poa_mm': ['py.typed', '.mim/model-index.yml', '.mim/configs/**/*', '.mim/tools/**/*']},
+    package_data={
+        'poa_mm': ['py.typed', '.mim/model-index.yml', '.mim/configs/**/*', '.mim/tools/**/*'],
+        'poa_mm.evaluation': ['page/*'],
+    },
     exclude_package_data={'poa_mm': ['.mim/**/__pycache__/*']},
     keywords='self-supervised learning, pre-training, elastic networks, OpenMMLab',
     url='https://arxiv.org/abs/2408.01031',

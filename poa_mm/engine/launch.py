@@ -16,6 +16,7 @@ from mmengine.config import Config
 from mmengine.dist import barrier, init_dist, is_distributed, is_main_process
 from mmengine.logging import print_log
 
+from poa_mm.compat import check_downstream
 from poa_mm.recipes import follow
 
 from .hooks.once import check_lists
@@ -40,9 +41,13 @@ def read_config(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the recipe has no such number.
+        ValueError: If the recipe has no such number, or a library that the config builds on is not installed.
     """
-    cfg = Config.fromfile(path)
+    try:
+        cfg = Config.fromfile(path)
+        check_downstream(cfg.get('default_scope'))
+    except ImportError as error:
+        raise ValueError(f'{path}: {error}') from error
     options = dict(options or {})
     if numbers := {key: options.pop(key) for key in list(options) if key.startswith('recipe.')}:
         follow(cfg, **{key.removeprefix('recipe.'): value for key, value in numbers.items()})

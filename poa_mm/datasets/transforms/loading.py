@@ -55,9 +55,11 @@ class SafeLoadImageFromFile(LoadImageFromFile):
 
     def transform(self, results: dict) -> dict:
         """Add ``img``, ``img_shape`` and ``ori_shape`` to ``results``."""
-        path = results['img_path']
+        path, results = results['img_path'], dict(results)
         try:
-            content = fileio.get(path, backend_args=self.backend_args)
+            content = results.pop('img_bytes', None)  # of sources that are no files
+            if content is None:
+                content = fileio.get(path, backend_args=self.backend_args)
             check_image(content, self.max_pixels)
             image = mmcv.imfrombytes(content, flag=self.color_type, backend=self.imdecode_backend)
         except Exception as error:  # decoders raise whatever they stumble over: struct.error, SyntaxError, cv2.error ..
