@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 from poa_mm.checkpoint import read_checkpoint
 from poa_mm.engine.hooks import StrictPretrainedHook
 from poa_mm.engine.hooks.model import model_of
+from poa_mm.engine.hooks.once import check_hooks
 from poa_mm.engine.launch import LAUNCHERS, leave_distributed, prepare, read_config
 from poa_mm.engine.pretrained import load_pretrained
 from poa_mm.engine.resume import check_resumable, set_start
@@ -69,6 +70,7 @@ def build(args: argparse.Namespace) -> Runner:
     if 'runner_type' in cfg:  # may build its model later
         return RUNNERS.build(cfg)
     runner = Runner.from_cfg(cfg)
+    check_hooks(runner.hooks)
     new = [name for hook in runner.hooks if isinstance(hook, StrictPretrainedHook) for name in hook.new]
     load_pretrained(model_of(runner), new)
     if resumed:

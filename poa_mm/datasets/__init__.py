@@ -10,6 +10,7 @@ from .transforms import (
     FastRandomFlip,
     FastRandomGrayscale,
     FastRandomResizedCrop,
+    RandomAffineCrop,
     RandomBackground,
     SafeLoadImageFromFile,
 )
@@ -25,6 +26,7 @@ __all__ = [
     'FastRandomGrayscale',
     'FastRandomResizedCrop',
     'ImageFolder',
+    'RandomAffineCrop',
     'RandomBackground',
     'ResumableSampler',
     'SafeLoadImageFromFile',

@@ -29,7 +29,12 @@ def seed_everything(*key: int) -> None:
     words = np.random.SeedSequence(key).generate_state(12)
     random.seed(words[:4].tobytes())
     np.random.seed(words[4:8])
-    torch.manual_seed(int(words[8:10].view(np.uint64)[0]))
+    seed = int(words[8:10].view(np.uint64)[0])
+    torch.default_generator.manual_seed(seed)
+    # Not torch.manual_seed: where CUDA has not started, it notes the call stack each time, for longer than it takes to
+    # read a small image. Every iteration seeds anew, so that a device that starts later loses nothing.
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
 
 
 class Draw(NamedTuple):

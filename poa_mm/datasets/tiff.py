@@ -1,4 +1,4 @@
-"""TIFF files that Pillow does not read, or cuts down to 8 bits: floats, signs, 12 bits in 16, many bands, new codecs."""
+"""TIFF files that Pillow does not read or cuts down to 8 bits: floats, signs, 12 bits in 16, many bands, new codecs."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from mmengine.config import Config
 from mmengine.dist import barrier, init_dist, is_distributed, is_main_process
 from mmengine.logging import print_log
 
+from .hooks.once import check_lists
 from .memory import keep_freed_memory
 from .preflight import check_data
 
@@ -99,8 +100,9 @@ def prepare(cfg: Config, launcher: str, parts: Sequence[str] = ('train', 'val'))
 
     Raises:
         FileNotFoundError: If data that the config names is missing.
-        ValueError: As :func:`init_distributed`.
+        ValueError: As :func:`init_distributed` and :func:`~poa_mm.engine.hooks.once.check_lists`.
     """
+    check_lists(cfg)
     check_data(cfg, parts)
     init_distributed(launcher, cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout'))
     cfg.launcher = launcher

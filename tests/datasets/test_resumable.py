@@ -102,3 +102,22 @@ def test_the_wrapped_dataset_is_seen_through():
     assert len(dataset) == 3
     assert dataset.metainfo == Noise.metainfo
     assert len(SeededDataset(dict(type=Digits, split='test'))) == 364
+
+
+def test_the_numbers_of_a_key_are_those_of_manual_seed():
+    seed_everything(5, 6)
+    words = np.random.SeedSequence((5, 6)).generate_state(12)
+    found = torch.rand(5)
+    torch.manual_seed(int(words[8:10].view(np.uint64)[0]))
+    assert torch.equal(found, torch.rand(5))
+
+
+def test_a_started_gpu_is_seeded_too(monkeypatch):
+    seeds = []
+    monkeypatch.setattr(torch.cuda, 'manual_seed_all', seeds.append)
+    monkeypatch.setattr(torch.cuda, 'is_initialized', lambda: False)
+    seed_everything(1)
+    assert not seeds
+    monkeypatch.setattr(torch.cuda, 'is_initialized', lambda: True)
+    seed_everything(1)
+    assert seeds == [torch.initial_seed()]

@@ -1,4 +1,5 @@
 from ..decoding import BadImageError
+from .affine_crop import RandomAffineCrop
 from .block_mask import BlockMask
 from .fast import (
     FastColorJitter,
@@ -20,6 +21,7 @@ __all__ = [
     'FastRandomFlip',
     'FastRandomGrayscale',
     'FastRandomResizedCrop',
+    'RandomAffineCrop',
     'RandomBackground',
     'SafeLoadImageFromFile',
 ]

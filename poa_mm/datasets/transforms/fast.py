@@ -137,7 +137,9 @@ class FastRandomFlip(_Sometimes):
 
 
 def grey(image: np.ndarray) -> np.ndarray:
-    """Three equal channels of each pixel's luma (ITU-R 601-2)."""
+    """Three equal channels of each pixel's luma (ITU-R 601-2); an image of one channel is that already."""
+    if image.ndim < 3 or image.shape[2] == 1:
+        return image
     return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
 
 
@@ -163,7 +165,7 @@ def adjust_brightness(image: np.ndarray, factor: float) -> np.ndarray:
 
 def adjust_contrast(image: np.ndarray, factor: float) -> np.ndarray:
     """Stretch about the mean luma, as ``torchvision.transforms.functional.adjust_contrast``."""
-    mean = int(cv2.mean(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY))[0] + 0.5)
+    mean = int(cv2.mean(grey(image))[0] + 0.5)
     return cv2.LUT(image, _blend_table(mean, factor))
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import torch
 from mmengine.dist import all_gather_object, all_reduce, barrier, broadcast_object_list, is_main_process
-from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from poa_mm.checkpoint import write_file
+
+from .once import OnceHook
 
 FILE = 'bad_images.jsonl'
 
@@ -22,7 +23,7 @@ class BadDataError(RuntimeError):
 
 
 @HOOKS.register_module()
-class BadDataHook(Hook):
+class BadDataHook(OnceHook):
     """Lists the images for which :class:`~poa_mm.datasets.SeededDataset` has read others, of all ranks.
 
     ``bad_images.jsonl`` in the work dir has one line for each time that an image could not be used: ``position`` of

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import torch
-from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from poa_mm.models.backbones import ElasticVisionTransformer
 
 from .model import model_of
+from .once import OnceHook
 
 
 @HOOKS.register_module()
-class CompileBlocksHook(Hook):
+class CompileBlocksHook(OnceHook):
     """Compiles the blocks of an elastic ViT, of students and teacher, with ``torch.compile``.
 
     No config has it by default: on CPUs it gains nothing (``benchmarks/README.md``), on GPUs it has not been measured.

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 from mmengine.dist import get_rank
-from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor
 
 from ..optimizers import GuardedOptimWrapper
 from .model import model_of
+from .once import OnceHook
 
 
 class NonFiniteError(FloatingPointError):
@@ -21,7 +21,7 @@ class NonFiniteError(FloatingPointError):
 
 
 @HOOKS.register_module()
-class NonFiniteHook(Hook):
+class NonFiniteHook(OnceHook):
     """Undoes iterations whose loss or gradients are not finite, and stops a run in which they do not end.
 
     The optimizer wrapper leaves out the step, on all ranks alike, and so does :class:`TeacherEMAHook`. This
@@ -59,11 +59,15 @@ class NonFiniteHook(Hook):
                 f'got {type(runner.optim_wrapper).__name__}'
             )
         self._buffers = [buffer for buffer in model_of(runner).buffers() if buffer.is_floating_point()]
+        self._remember()
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
         """Remember the buffers, as they were after the last step."""
         if runner.optim_wrapper.should_update():  # not in the middle of gradient accumulation
-            self._before = [buffer.clone() for buffer in self._buffers]
+            self._remember()
+
+    def _remember(self) -> None:
+        self._before = [buffer.clone() for buffer in self._buffers]
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Undo an iteration without a step.

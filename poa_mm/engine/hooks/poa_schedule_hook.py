@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from .model import model_of
+from .once import OnceHook
 
 
 @HOOKS.register_module()
-class POAScheduleHook(Hook):
+class POAScheduleHook(OnceHook):
     """Schedules the teacher temperature, the patch loss and the freezing of the prototypes.
 
     All lengths are in iterations. The temperature in force is logged as ``teacher_temp``.

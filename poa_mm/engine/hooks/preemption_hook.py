@@ -9,18 +9,22 @@ from types import FrameType
 
 import torch
 from mmengine.dist import all_reduce
-from mmengine.hooks import CheckpointHook, Hook
+from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from ..accumulation import waiting_batches
+from .once import OnceHook
+
 
 @HOOKS.register_module()
-class PreemptionHook(Hook):
+class PreemptionHook(OnceHook):
     """Ends a run on SIGTERM or SIGINT as if it were complete: with a checkpoint, to be resumed.
 
     A signal to any rank is enough. All ranks finish the iteration at hand, the run's ``CheckpointHook`` saves it,
     and ``runner.train()`` returns: the process exits with 0. What passes until then is what is left of the
-    iteration, one checkpoint and a validation if it is due. A second SIGINT (Ctrl-C) interrupts at once.
+    iteration, one checkpoint and a validation if it is due. With gradient accumulation, the run goes on up to the next
+    update, which a checkpoint has to wait for. A second SIGINT (Ctrl-C) interrupts at once.
 
     The ranks tell each other once an iteration, by one number.
 
@@ -39,6 +43,7 @@ class PreemptionHook(Hook):
             raise ValueError(f'signals {unknown} are unknown; SIGTERM and SIGINT are typical')
         self.signals = [signal.Signals[name] for name in signals]
         self._received = 0
+        self._waits = False
         self._replaced: dict[signal.Signals, object] = {}
 
     def before_train(self, runner: Runner) -> None:
@@ -47,6 +52,7 @@ class PreemptionHook(Hook):
             runner.logger.warning('PreemptionHook: signals reach the main thread only; this run will not notice any.')
             return
         self._received = 0
+        self._waits = False
         self._replaced = {number: signal.signal(number, self._note) for number in self.signals}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -61,6 +67,13 @@ class PreemptionHook(Hook):
         if not received:
             return
         name = signal.Signals(received.item()).name
+        if waiting := waiting_batches(runner.optim_wrapper):
+            if not self._waits:
+                runner.logger.warning(
+                    f'{name}: {waiting} batches wait for an update; the run saves and stops after it.'
+                )
+            self._waits = True
+            return
         runner.logger.warning(f'{name}: saving iteration {runner.iter + 1} and stopping; go on with --resume.')
         # Their turn comes after this hook's, in the same iteration.
         savers = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook) and not hook.by_epoch]

@@ -6,7 +6,6 @@ import math
 import re
 
 from mmengine.dist import get_world_size
-from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
@@ -14,6 +13,7 @@ from torch import nn
 from poa_mm.elastic import Subnet
 
 from .model import model_of
+from .once import OnceHook
 
 ENTROPY = re.compile(r'train/teacher_entropy_(\d+)')
 
@@ -26,7 +26,7 @@ def size_classes(backbone: nn.Module) -> dict[Subnet, str]:
 
 
 @HOOKS.register_module()
-class RunHealthHook(Hook):
+class RunHealthHook(OnceHook):
     """Logs how fast a run is and warns when it waits for data or its teacher collapses.
 
     Every ``interval`` iterations, ``images_per_s`` (of all ranks) and ``data_wait`` (share of the time in which this

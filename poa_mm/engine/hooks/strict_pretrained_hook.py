@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from ..pretrained import load_pretrained
 from .model import model_of
+from .once import OnceHook
 
 
 @HOOKS.register_module()
-class StrictPretrainedHook(Hook):
+class StrictPretrainedHook(OnceHook):
     """Stops a training run whose ``init_cfg=dict(type='Pretrained', ...)`` names a file that does not fit.
 
     mmengine itself would only warn and train what is left of the network from scratch. Runs before the
@@ -37,5 +37,6 @@ class StrictPretrainedHook(Hook):
         Raises:
             CheckpointError: As :func:`~poa_mm.engine.pretrained.load_pretrained`.
         """
+        super().before_run(runner)
         if isinstance(runner.optim_wrapper, OptimWrapper):  # built by now where the run is to train, only there
             load_pretrained(model_of(runner), self.new)

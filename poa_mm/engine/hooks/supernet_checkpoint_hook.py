@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from mmengine.dist import broadcast_object_list
-from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
@@ -12,10 +11,11 @@ from poa_mm.elastic import SubnetDeck
 
 from ..loops import ResumableTrainLoop
 from .model import model_of
+from .once import OnceHook
 
 
 @HOOKS.register_module()
-class SupernetCheckpointHook(Hook):
+class SupernetCheckpointHook(OnceHook):
     """Writes into each checkpoint, as plain data, what the network is and where the run is.
 
     With the network's description, extraction and evaluation need no config and execute nothing. The deck of
@@ -27,6 +27,7 @@ class SupernetCheckpointHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         """Seed the deck with rank 0's seed: a runner's own may differ by rank, the deck's state must not."""
+        super().before_run(runner)
         deck = self._deck(runner)
         if deck is not None and runner.seed is not None:
             seed = [runner.seed]

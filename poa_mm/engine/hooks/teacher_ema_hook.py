@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 
 import torch
-from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch.optim import Optimizer
 
 from .model import model_of
+from .once import OnceHook
 
 
 def cosine(start: float, end: float, step: float, total: float) -> float:
@@ -20,7 +20,7 @@ def cosine(start: float, end: float, step: float, total: float) -> float:
 
 
 @HOOKS.register_module()
-class TeacherEMAHook(Hook):
+class TeacherEMAHook(OnceHook):
     """Moves the teacher towards the student after each optimizer step (POA, Sec. 3.1).
 
     ``teacher = m * teacher + (1 - m) * student`` with ``m`` rising along a half cosine over the run.

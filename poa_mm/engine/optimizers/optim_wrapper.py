@@ -19,6 +19,9 @@ class GuardedOptimWrapper:
     the others: a loss that is not finite makes its gradients NaN, gradients are averaged over the ranks, and
     the norms of the averages are the same everywhere.
 
+    Gradients are accumulated from where a run begins, also one that is resumed: the first update comes after
+    ``accumulative_counts`` batches and is their mean.
+
     The norms are read off the device once a step, as they are for the log.
 
     Attributes:
@@ -29,6 +32,14 @@ class GuardedOptimWrapper:
 
     skipped = False
     skipped_in_a_row = 0
+
+    def initialize_count_status(self, model: nn.Module, init_counts: int, max_counts: int) -> None:
+        """Count from ``init_counts``, where no gradient waits: checkpoints are written right after an update.
+
+        mmengine counts from iteration 0. Where that is no multiple of ``accumulative_counts`` away, the first update
+        would divide the gradients of a few batches by the number of all.
+        """
+        super().initialize_count_status(model, 0, max(max_counts - init_counts, 0))
 
     def backward(self, loss: Tensor, **kwargs) -> None:
         """Back-propagate ``loss``; all gradients of one that is not finite are NaN."""

@@ -208,3 +208,16 @@ def test_bad_arguments():
         FastRandomResizedCrop(96, interpolation='nearest')
     with pytest.raises(ValueError, match=r'prob 1.5 is not in \[0, 1\]'):
         FastRandomFlip(1.5)
+
+
+@pytest.mark.parametrize('shape', [(12, 9), (12, 9, 1)])
+def test_grey_images_are_made_brighter_and_stretched_like_colour_images_of_three_equal_channels(shape):
+    image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    colour = np.repeat(image.reshape(12, 9, 1), 3, axis=2)
+    for adjust in (fast.adjust_brightness, fast.adjust_contrast):
+        assert np.array_equal(adjust(image, 1.4).reshape(12, 9), adjust(colour, 1.4)[..., 0])
+    state = np.random.get_state()
+    found = FastColorJitter(brightness=0.4, contrast=0.4)(dict(img=image))['img']
+    np.random.set_state(state)
+    wanted = FastColorJitter(brightness=0.4, contrast=0.4)(dict(img=colour))['img']
+    assert np.array_equal(found.reshape(12, 9), wanted[..., 0])
