@@ -76,7 +76,7 @@ def decode(
     if image is None or (image.format == 'TIFF' and not _has_8_bits(image)):
         return _decode_tiff(content, max_pixels, ground, value_range)
     deep = _maximum(image.format, content)
-    if not deep and _is_ordinary(image):
+    if not deep and _is_ordinary(image, content):
         decoded = mmcv.imfrombytes(content, flag='color', backend='cv2')
         if decoded is not None:
             return decoded
@@ -135,12 +135,15 @@ def _has_end(content: bytes, format: str) -> bool:
     return format != 'PNG' or content.endswith(b'IEND\xaeB`\x82')
 
 
-def _is_ordinary(image: Image.Image) -> bool:
+def _is_ordinary(image: Image.Image, content: bytes) -> bool:
     """Whether OpenCV decodes a file of 8 bits as it should."""
     if image.format in ('JPEG', 'MPO'):
         return True
-    turned = {'exif', 'Raw profile type exif', 'XML:com.adobe.xmp'} & image.info.keys()
-    return image.format == 'PNG' and not turned and not _is_transparent(image)
+    if image.format != 'PNG' or _is_transparent(image):
+        return False
+    # Damaged animations crash OpenCV 4.12.
+    animated = b'acTL' in content[: content.find(b'IDAT')]
+    return not animated and not {'exif', 'Raw profile type exif', 'XML:com.adobe.xmp'} & image.info.keys()
 
 
 def _is_transparent(image: Image.Image) -> bool:
@@ -185,7 +188,7 @@ def _decode_16_bits(content: bytes, image: Image.Image, ground: Ground, value_ra
     values = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if values is None:
         raise BadImageError('cannot be decoded')
-    values = values[..., None] if values.ndim == 2 else values
+    values = values[..., None] if values.ndim == 2 else values  # channels: 1, 3 or 4
     alpha = values[..., 3] / 65535 if values.shape[2] == 4 else None
     pixels = to_8_bits(values[..., :3], value_range)
     pixels = np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels

@@ -62,6 +62,8 @@ def read_tiff(
         values = page.asarray(maxworkers=1)
         values = np.moveaxis(values, 0, -1) if page.axes == 'SYX' else values
         values = values.reshape(*values.shape[:2], -1)
+        if values.shape[2] < BASE[page.photometric]:
+            raise ValueError(f'TIFF images of photometric {kind} with {values.shape[2]} channels cannot be read')
         rgb = _rgb(page, values, value_range)
         alpha, premultiplied = _alpha(page, values)
         if premultiplied:
