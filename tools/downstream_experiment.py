@@ -119,7 +119,7 @@ def prepare(args: argparse.Namespace, task: Task, console: Console) -> None:
     if (folder / 'subnets' / 'manifest.json').exists():
         return
     pretraining = ROOT / 'configs' / 'poa' / f'{task.pretraining}.py'
-    checkpoint = folder / f'iter_{Config.fromfile(pretraining).max_iters}.pth'
+    checkpoint = folder / f'iter_{Config.fromfile(pretraining).train_cfg.max_iters}.pth'
     if not checkpoint.exists():
         console.print(f'pre-training; its log is {folder}/train.log')
         call(args, f'{task.pretraining}/train', 'train.py', pretraining, '--work-dir', folder, '--resume')

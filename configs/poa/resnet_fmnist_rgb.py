@@ -13,9 +13,11 @@ Seed 0, half an hour on one CPU core. k-NN accuracy (k = 20) of 16x1-2-3-1 by ea
 
 _base_ = './vitt_fmnist_rgb.py'
 
-max_iters = 2000
-warmup_iters = 100
-ramp_iters = 600
+from poa_mm.recipes import schedule
+
+recipe = dict(**_base_.recipe)
+recipe.update(max_iters=2000, teacher_temp=(0.02, 0.04))
+optim_wrapper, param_scheduler, custom_hooks, train_cfg = schedule(**recipe)
 
 # --- model -----------------------------------------------------------------------------------
 model = dict(
@@ -50,32 +52,6 @@ train_pipeline = [
     dict(type='PackInputs'),
 ]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
-
-# --- optimisation ----------------------------------------------------------------------------
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=warmup_iters),
-    dict(type='CosineAnnealingLR', eta_min_ratio=0.01, by_epoch=False, begin=warmup_iters, end=max_iters),
-    dict(
-        type='CosineAnnealingParamScheduler',
-        param_name='weight_decay',
-        eta_min_ratio=10,
-        by_epoch=False,
-        begin=0,
-        end=max_iters,
-    ),
-]
-custom_hooks = [
-    dict(type='TeacherEMAHook', momentum=(0.98, 0.999)),
-    dict(
-        type='POAScheduleHook',
-        teacher_temp=(0.02, 0.04),
-        teacher_temp_iters=ramp_iters,
-        patch_loss_start=ramp_iters,
-        freeze_prototypes_iters=ramp_iters,
-    ),
-    dict(type='SupernetCheckpointHook'),
-]
-train_cfg = dict(max_iters=max_iters)
 
 # --- evaluation ------------------------------------------------------------------------------
 knn_pipeline = [

@@ -14,9 +14,13 @@ wider moves the score before training falls (0.73 to 0.79 at 3 pixels), but so d
 
 _base_ = './vitt_digits.py'
 
-max_iters = 800
-warmup_iters = 100
-ramp_iters = 300
+from poa_mm.recipes import schedule
+
+recipe = dict(**_base_.recipe)
+# Views of a digit in different places are less alike. If the correlation of their features is below the teacher's
+# temperature over the student's of 0.1, or not far above, the heads settle on one output for all.
+recipe.update(max_iters=800, teacher_temp=(0.02, 0.04))
+optim_wrapper, param_scheduler, custom_hooks, train_cfg = schedule(**recipe)
 
 # --- model -----------------------------------------------------------------------------------
 model = dict(
@@ -44,34 +48,6 @@ train_pipeline = [
     dict(type='PackInputs'),
 ]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
-
-# --- optimisation ----------------------------------------------------------------------------
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=warmup_iters),
-    dict(type='CosineAnnealingLR', eta_min_ratio=0.01, by_epoch=False, begin=warmup_iters, end=max_iters),
-    dict(
-        type='CosineAnnealingParamScheduler',
-        param_name='weight_decay',
-        eta_min_ratio=10,
-        by_epoch=False,
-        begin=0,
-        end=max_iters,
-    ),
-]
-custom_hooks = [
-    dict(type='TeacherEMAHook', momentum=(0.98, 0.999)),
-    dict(
-        type='POAScheduleHook',
-        # Views of a digit in different places are less alike. If the correlation of their features is below the
-        # teacher's temperature over the student's of 0.1, or not far above, the heads settle on one output for all.
-        teacher_temp=(0.02, 0.04),
-        teacher_temp_iters=ramp_iters,
-        patch_loss_start=ramp_iters,
-        freeze_prototypes_iters=ramp_iters,
-    ),
-    dict(type='SupernetCheckpointHook'),
-]
-train_cfg = dict(max_iters=max_iters)
 
 # --- evaluation ------------------------------------------------------------------------------
 # One process that reads: its random numbers, and so the places, are the same each time.

@@ -15,11 +15,21 @@ supernet and 100 epochs:
 
 _base_ = ['../_base_/default_runtime.py', '../_base_/datasets/in1k_multicrop.py']
 
-batch_size = 64
-accumulate = 16
-epoch_iters = 1281167 // (batch_size * accumulate) * accumulate
-max_iters = 100 * epoch_iters
-warmup_iters = 10 * epoch_iters
+from poa_mm.recipes import schedule
+
+recipe = dict(
+    batch_size=64,
+    accumulate=16,  # batches of one update
+    images=1281167,
+    epochs=100,
+    warmup_epochs=10,
+    ramp_epochs=10,
+    freeze_epochs=1,
+    amp='float16',
+    paramwise_cfg=dict(layer_decay_rate=0.9, patch_embed_lr_mult=0.2, flat_decay_mult=0.0),
+)
+optim_wrapper, param_scheduler, custom_hooks, train_cfg = schedule(**recipe)
+train_dataloader = dict(batch_size=recipe['batch_size'])
 
 # --- model -----------------------------------------------------------------------------------
 model = dict(
@@ -37,46 +47,3 @@ model = dict(
     ),
     head=dict(type='MultiPrototypeHead', num_prototypes=[1024, 2048, 4096, 8192]),
 )
-train_dataloader = dict(batch_size=batch_size)
-
-# --- optimisation ----------------------------------------------------------------------------
-base_lr = 0.004 * (accumulate * batch_size / 1024) ** 0.5
-optim_wrapper = dict(
-    type='POAAmpOptimWrapper',
-    dtype='float16',
-    accumulative_counts=accumulate,
-    optimizer=dict(type='AdamW', lr=base_lr, betas=(0.9, 0.999), weight_decay=0.04),
-    clip_grad=dict(max_norm=1.5),
-    constructor='POAOptimWrapperConstructor',
-    paramwise_cfg=dict(layer_decay_rate=0.9, patch_embed_lr_mult=0.2, flat_decay_mult=0.0),
-)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=warmup_iters),
-    dict(
-        type='CosineAnnealingLR',
-        eta_min_ratio=2e-5 / base_lr,
-        by_epoch=False,
-        begin=warmup_iters,
-        end=max_iters,
-    ),
-    dict(
-        type='CosineAnnealingParamScheduler',
-        param_name='weight_decay',
-        eta_min_ratio=10,
-        by_epoch=False,
-        begin=0,
-        end=max_iters,
-    ),
-]
-custom_hooks = [
-    dict(type='TeacherEMAHook', momentum=(0.992, 0.9999)),
-    dict(
-        type='POAScheduleHook',
-        teacher_temp=(0.04, 0.07),
-        teacher_temp_iters=10 * epoch_iters,
-        patch_loss_start=10 * epoch_iters,
-        freeze_prototypes_iters=epoch_iters,
-    ),
-    dict(type='SupernetCheckpointHook'),
-]
-train_cfg = dict(max_iters=max_iters)

@@ -28,10 +28,24 @@ from the paper's recipe, and why:
 
 _base_ = '../_base_/default_runtime.py'
 
-max_iters = 1000
-warmup_iters = 100
-ramp_iters = 300
-batch_size = 64
+from poa_mm.recipes import schedule
+
+recipe = dict(
+    batch_size=64,
+    max_iters=1000,
+    warmup_iters=100,
+    ramp_iters=300,  # of the teacher's temperature; then the patch loss starts
+    freeze_iters=300,  # free prototypes give in to one output for every image while all features are alike
+    lr=0.003,
+    lr_batch=64,
+    min_lr=3e-5,
+    warmup_start=0.01,
+    # Before LayerScale opens, all features are alike and KoLeo's gradient is many times what follows; with 0.999,
+    # AdamW would remember it, and so take small steps, for the whole run.
+    betas=(0.9, 0.98),
+    momentum=(0.98, 0.999),
+)
+optim_wrapper, param_scheduler, custom_hooks, train_cfg = schedule(**recipe)
 
 # --- model -----------------------------------------------------------------------------------
 model = dict(
@@ -66,50 +80,13 @@ train_pipeline = [
     dict(type='PackInputs'),
 ]
 train_dataloader = dict(
-    batch_size=batch_size,
+    batch_size=recipe['batch_size'],
     num_workers=1,
     drop_last=True,
     sampler=dict(type='ResumableSampler', shuffle=True),
     collate_fn=dict(type='default_collate'),
     dataset=dict(type='Digits', split='train', pipeline=train_pipeline),
 )
-
-# --- optimisation ----------------------------------------------------------------------------
-base_lr = 0.003
-optim_wrapper = dict(
-    type='POAOptimWrapper',
-    # Before LayerScale opens, all features are alike and KoLeo's gradient is many times what follows; with 0.999,
-    # AdamW would remember it, and so take small steps, for the whole run.
-    optimizer=dict(type='AdamW', lr=base_lr, betas=(0.9, 0.98), weight_decay=0.04),
-    clip_grad=dict(max_norm=1.5),
-    constructor='POAOptimWrapperConstructor',
-    paramwise_cfg=dict(layer_decay_rate=1.0, flat_decay_mult=0.0),
-)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=warmup_iters),
-    dict(type='CosineAnnealingLR', eta_min_ratio=0.01, by_epoch=False, begin=warmup_iters, end=max_iters),
-    dict(
-        type='CosineAnnealingParamScheduler',
-        param_name='weight_decay',
-        eta_min_ratio=10,
-        by_epoch=False,
-        begin=0,
-        end=max_iters,
-    ),
-]
-custom_hooks = [
-    dict(type='TeacherEMAHook', momentum=(0.98, 0.999)),
-    dict(
-        type='POAScheduleHook',
-        teacher_temp=(0.04, 0.07),
-        teacher_temp_iters=ramp_iters,
-        patch_loss_start=ramp_iters,
-        # Free prototypes give in to one output for every image while all features are alike.
-        freeze_prototypes_iters=ramp_iters,
-    ),
-    dict(type='SupernetCheckpointHook'),
-]
-train_cfg = dict(max_iters=max_iters)
 
 # --- evaluation ------------------------------------------------------------------------------
 knn_loader = dict(batch_size=256, num_workers=0)

@@ -11,10 +11,23 @@ k-NN accuracy on the test part after 20 minutes on 2 CPU cores, seed 0: from 0.7
 
 _base_ = '../_base_/default_runtime.py'
 
+from poa_mm.recipes import schedule
+
 data_root = '{{$POA_FMNIST:data/fashion_mnist}}'
-max_iters = 3000
-warmup_iters = 200
-ramp_iters = 600
+recipe = dict(
+    batch_size=64,
+    max_iters=3000,
+    warmup_iters=200,
+    ramp_iters=600,
+    freeze_iters=600,
+    lr=0.003,
+    lr_batch=64,
+    min_lr=3e-5,
+    warmup_start=0.01,
+    betas=(0.9, 0.98),
+    momentum=(0.98, 0.999),
+)
+optim_wrapper, param_scheduler, custom_hooks, train_cfg = schedule(**recipe)
 
 # --- model -----------------------------------------------------------------------------------
 model = dict(
@@ -50,46 +63,13 @@ train_pipeline = [
 ]
 dataset = dict(type='FashionMNIST', data_root=data_root, download=False)
 train_dataloader = dict(
-    batch_size=64,
+    batch_size=recipe['batch_size'],
     num_workers=1,
     drop_last=True,
     sampler=dict(type='ResumableSampler', shuffle=True),
     collate_fn=dict(type='default_collate'),
     dataset=dict(**dataset, split='train', pipeline=train_pipeline),
 )
-
-# --- optimisation ----------------------------------------------------------------------------
-optim_wrapper = dict(
-    type='POAOptimWrapper',
-    optimizer=dict(type='AdamW', lr=0.003, betas=(0.9, 0.98), weight_decay=0.04),
-    clip_grad=dict(max_norm=1.5),
-    constructor='POAOptimWrapperConstructor',
-    paramwise_cfg=dict(layer_decay_rate=1.0, flat_decay_mult=0.0),
-)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=warmup_iters),
-    dict(type='CosineAnnealingLR', eta_min_ratio=0.01, by_epoch=False, begin=warmup_iters, end=max_iters),
-    dict(
-        type='CosineAnnealingParamScheduler',
-        param_name='weight_decay',
-        eta_min_ratio=10,
-        by_epoch=False,
-        begin=0,
-        end=max_iters,
-    ),
-]
-custom_hooks = [
-    dict(type='TeacherEMAHook', momentum=(0.98, 0.999)),
-    dict(
-        type='POAScheduleHook',
-        teacher_temp=(0.04, 0.07),
-        teacher_temp_iters=ramp_iters,
-        patch_loss_start=ramp_iters,
-        freeze_prototypes_iters=ramp_iters,
-    ),
-    dict(type='SupernetCheckpointHook'),
-]
-train_cfg = dict(max_iters=max_iters)
 
 # --- evaluation ------------------------------------------------------------------------------
 knn_loader = dict(batch_size=512, num_workers=0)

@@ -14,9 +14,11 @@ k-NN accuracy on the test part after 20 minutes on one CPU core, seed 0: 0.788 (
 
 _base_ = './vitt_fmnist.py'
 
-max_iters = 3000
-warmup_iters = 100
-ramp_iters = 600
+from poa_mm.recipes import schedule
+
+recipe = dict(**_base_.recipe)
+recipe.update(warmup_iters=100)
+optim_wrapper, param_scheduler, custom_hooks, train_cfg = schedule(**recipe)
 
 # --- model -----------------------------------------------------------------------------------
 model = dict(
@@ -43,32 +45,6 @@ train_pipeline = [
     dict(type='PackInputs'),
 ]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
-
-# --- optimisation ----------------------------------------------------------------------------
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=warmup_iters),
-    dict(type='CosineAnnealingLR', eta_min_ratio=0.01, by_epoch=False, begin=warmup_iters, end=max_iters),
-    dict(
-        type='CosineAnnealingParamScheduler',
-        param_name='weight_decay',
-        eta_min_ratio=10,
-        by_epoch=False,
-        begin=0,
-        end=max_iters,
-    ),
-]
-custom_hooks = [
-    dict(type='TeacherEMAHook', momentum=(0.98, 0.999)),
-    dict(
-        type='POAScheduleHook',
-        teacher_temp=(0.04, 0.07),
-        teacher_temp_iters=ramp_iters,
-        patch_loss_start=ramp_iters,
-        freeze_prototypes_iters=ramp_iters,
-    ),
-    dict(type='SupernetCheckpointHook'),
-]
-train_cfg = dict(max_iters=max_iters)
 
 # --- evaluation ------------------------------------------------------------------------------
 knn_pipeline = [dict(type='Resize', scale=32, interpolation='bicubic'), dict(type='PackInputs')]

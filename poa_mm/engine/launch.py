@@ -16,6 +16,9 @@ from mmengine.config import Config
 from mmengine.dist import barrier, init_dist, is_distributed, is_main_process
 from mmengine.logging import print_log
 
+from poa_mm.compat import check_downstream
+from poa_mm.recipes import follow
+
 from .hooks.once import check_lists
 from .memory import keep_freed_memory
 from .preflight import check_data
@@ -32,14 +35,23 @@ def read_config(
 
     Args:
         path: Config file.
-        options: What overrides it, by dotted keys. Default: nothing.
+        options: What overrides it, by dotted keys. A number of its recipe changes all that follows from it
+            (:func:`~poa_mm.recipes.follow`). Default: nothing.
         work_dir: Where logs and checkpoints go. Default: the config's, or ``work_dirs/CONFIG_NAME``.
 
     Raises:
         FileNotFoundError: If there is no such file.
+        ValueError: If the recipe has no such number, or a library that the config builds on is not installed.
     """
-    cfg = Config.fromfile(path)
-    cfg.merge_from_dict(dict(options or {}))
+    try:
+        cfg = Config.fromfile(path)
+        check_downstream(cfg.get('default_scope'))
+    except ImportError as error:
+        raise ValueError(f'{path}: {error}') from error
+    options = dict(options or {})
+    if numbers := {key: options.pop(key) for key in list(options) if key.startswith('recipe.')}:
+        follow(cfg, **{key.removeprefix('recipe.'): value for key, value in numbers.items()})
+    cfg.merge_from_dict(options)
     cfg.work_dir = str(work_dir or cfg.get('work_dir') or Path('work_dirs', Path(path).stem))
     return cfg
 

@@ -1,4 +1,5 @@
 from .backbones import BottleneckResNet, ElasticResNet, ElasticSwinTransformer, ElasticVisionTransformer
+from .classifiers import SubnetClassifier
 from .heads import LinearSweepHead, MultiPrototypeHead
 from .losses import KoLeoLoss, MeanCentering, SinkhornKnopp
 from .selfsup import POA
@@ -14,4 +15,5 @@ __all__ = [
     'MeanCentering',
     'MultiPrototypeHead',
     'SinkhornKnopp',
+    'SubnetClassifier',
 ]

@@ -158,7 +158,7 @@ def test_supernet_of_the_recipe(recipe):
 
 def test_batch_and_masks_of_the_recipe(recipe):
     expected, cfg = recipe
-    assert cfg.gpus * cfg.train_dataloader.batch_size == expected.batch
+    assert cfg.recipe.gpus * cfg.train_dataloader.batch_size == expected.batch
     load, views, mask, _ = cfg.train_dataloader.dataset.pipeline
     assert (load.type, views.num_views) == ('SafeLoadImageFromFile', [1, 1, 8])
     assert (tuple(mask.ratio), mask.prob) == (expected.mask_ratio, 0.5)
@@ -194,14 +194,14 @@ def schedule(cfg, name, steps):
 def test_schedules_of_the_recipe_at_chosen_steps(recipe):
     """Against the closed form, on a run shortened fiftyfold with all of its proportions."""
     expected, cfg = recipe
-    assert cfg.max_iters == expected.epoch * expected.epochs
+    assert cfg.train_cfg.max_iters == expected.epoch * expected.epochs
     short = copy.deepcopy(cfg)
     for scheduler in short.param_scheduler:
         for key in ('begin', 'end', 'T_max'):
             if key in scheduler:
                 scheduler[key] = scheduler[key] // 50
-    warmup, last = expected.warmup * expected.epoch // 50, cfg.max_iters // 50 - 1
-    total = cfg.max_iters / expected.scale / 50
+    warmup, last = expected.warmup * expected.epoch // 50, cfg.train_cfg.max_iters // 50 - 1
+    total = cfg.train_cfg.max_iters / expected.scale / 50
     peak = 0.004 * (expected.batch / 1024) ** 0.5
     steps = [0, warmup // 2, warmup - 1, warmup, 1000, 2000, last]
     rates = [0, peak * (warmup // 2) / (warmup - 1), peak]

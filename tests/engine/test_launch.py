@@ -2,6 +2,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from poa_mm import compat
 from poa_mm.engine import launch
 
 
@@ -48,6 +49,13 @@ def test_sync_bn_of_a_distributed_cpu_run(monkeypatch, launcher, expected):
     assert cfg.sync_bn == (None if launcher == 'pytorch' else 'torch')
 
 
+def test_a_config_of_a_library_that_is_not_there(tmp_path, monkeypatch):
+    (tmp_path / 'some.py').write_text("default_scope = 'mmdet'\n")
+    monkeypatch.setattr(compat, 'find_spec', lambda name: None)
+    with pytest.raises(ValueError, match=r'some\.py: mmdet is not installed'):
+        launch.read_config(tmp_path / 'some.py')
+
+
 def test_config_with_options_and_work_dir(tmp_path):
     (tmp_path / 'some.py').write_text('a = dict(b=1, c=2)\n')
     assert launch.read_config(tmp_path / 'some.py').work_dir == 'work_dirs/some'
@@ -86,3 +94,12 @@ def test_a_process_leaves_its_group(tmp_path):
     torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
     launch.leave_distributed()
     assert not torch.distributed.is_initialized()
+
+
+def test_a_number_of_the_recipe_changes_what_follows():
+    cfg = launch.read_config('configs/poa/vitt_digits.py', {'recipe.max_iters': 40, 'recipe.ramp_iters': 7})
+    assert (cfg.train_cfg.max_iters, cfg.param_scheduler[1].end, cfg.custom_hooks[1].patch_loss_start) == (40, 40, 7)
+    cfg = launch.read_config('configs/poa/vitt_digits.py', {'recipe.max_iters': 40, 'train_cfg.max_iters': 3})
+    assert (cfg.train_cfg.max_iters, cfg.param_scheduler[1].end) == (3, 40)
+    with pytest.raises(ValueError, match='recipe has no iters'):
+        launch.read_config('configs/poa/vitt_digits.py', {'recipe.iters': 40})

@@ -60,9 +60,11 @@ class SafeLoadImageFromFile(LoadImageFromFile):
 
     def transform(self, results: dict) -> dict:
         """Add ``img``, ``img_shape`` and ``ori_shape`` to ``results``."""
-        path = results['img_path']
+        path, results = results['img_path'], dict(results)
         try:
-            content = fileio.get(path, backend_args=self.backend_args)
+            content = results.pop('img_bytes', None)  # of sources that are no files
+            if content is None:
+                content = fileio.get(path, backend_args=self.backend_args)
             image = self._decoded(content)
         except Exception as error:  # decoders raise whatever they stumble over: struct.error, SyntaxError, cv2.error ..
             raise BadImageError(str(error) or type(error).__name__, str(path)) from error
