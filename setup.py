@@ -29,6 +29,7 @@ setup(
     license_files=['LICENSE'],
     python_requires='>=3.10,<3.13',
     packages=find_packages(include=['poa_mm', 'poa_mm.*']),
+    package_data={'poa_mm.evaluation': ['page/*']},
     install_requires=requirements('runtime'),
     # mmcv's C++ ops must be compiled without build isolation: see README.
     extras_require={name: requirements(name) for name in ('onedl', 'openmmlab', 'export', 'datasets', 'docs', 'dev')},
