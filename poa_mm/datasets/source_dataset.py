@@ -11,9 +11,9 @@ from mmcv.transforms import LoadImageFromFile
 from mmengine.registry import DATASETS
 from mmpretrain.datasets import BaseDataset
 
+from .decoding import BadImageError
 from .listing import SUFFIXES
 from .sources import ArrowSource, ImageSource, TarSource
-from .decoding import BadImageError
 from .transforms.loading import SafeLoadImageFromFile
 
 
