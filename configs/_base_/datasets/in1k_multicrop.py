@@ -47,7 +47,7 @@ train_dataloader = dict(
 
 # --- k-NN evaluation with labels: tools/eval_knn.py ------------------------------------------
 knn_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='SafeLoadImageFromFile'),
     dict(type='ResizeEdge', scale=256, edge='short', backend='pillow', interpolation='bicubic'),
     dict(type='CenterCrop', crop_size=224),
     dict(type='PackInputs'),

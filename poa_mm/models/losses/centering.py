@@ -68,6 +68,8 @@ class MeanCentering(nn.Module):
         momentum: Of the moving average. Default: 0.9.
     """
 
+    centre: Tensor
+
     def __init__(self, num_prototypes: int, momentum: float = 0.9):
         super().__init__()
         self.momentum = momentum
