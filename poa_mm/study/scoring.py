@@ -11,7 +11,8 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 from poa_mm.elastic import Subnet
-from poa_mm.evaluation.knn import knn_accuracy, labelled_data
+from poa_mm.evaluation.data import open_data
+from poa_mm.evaluation.knn import knn_accuracy
 
 from .probes import FineTuning, Labelled, balanced, classified, fine_tune, linear_probe
 
@@ -43,8 +44,8 @@ class StudyData(NamedTuple):
 def load_data(cfg: Config) -> StudyData:
     """Read what ``cfg.knn`` names."""
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
-    *loaders, preprocessor = labelled_data(cfg)
-    train, test = (_labelled(loader, preprocessor) for loader in loaders)
+    data = open_data(cfg)
+    train, test = (_labelled(loader, data.preprocessor) for loader in (data.bank, data.query))
     return StudyData(train, test, int(torch.cat([train.labels, test.labels]).max()) + 1)
 
 
