@@ -16,7 +16,7 @@ FLOORS = (
     ('models', 'datasets'),
     ('engine',),
     ('evaluation',),
-    ('deploy',),
+    ('deploy', 'study'),
     ('apis',),
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -44,7 +45,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     table = Table(*columns, title=title)
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    Console(markup=False).print(table)  # names may hold brackets
 
 
 def run(args: argparse.Namespace) -> None:
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
     ]
     print_table(args.out_dir, ('subnet', 'file', 'params (M)', 'GFLOPs', 'max difference'), rows)
     for config in entries[0]['configs'][1:]:
-        print(f'ready: tools/dist_train.sh {os.path.join(args.out_dir, config)} GPUS')
+        print(f'ready: tools/dist_train.sh {shlex.quote(os.path.join(args.out_dir, config))} GPUS')
 
 
 def main(argv: Sequence[str] | None = None) -> int:

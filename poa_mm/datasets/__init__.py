@@ -1,6 +1,7 @@
 from .digits import Digits
 from .image_folder import ImageFolder
 from .resumable import ResumableSampler, SeededDataset
+from .source_dataset import HuggingFaceImages, SourceDataset, TarImages
 from .transforms import (
     BadImageError,
     BlockMask,
@@ -25,10 +26,13 @@ __all__ = [
     'FastRandomFlip',
     'FastRandomGrayscale',
     'FastRandomResizedCrop',
+    'HuggingFaceImages',
     'ImageFolder',
     'RandomAffineCrop',
     'RandomBackground',
     'ResumableSampler',
     'SafeLoadImageFromFile',
     'SeededDataset',
+    'SourceDataset',
+    'TarImages',
 ]

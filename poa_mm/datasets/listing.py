@@ -8,6 +8,7 @@ folder above. What is not used is counted.
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ SUFFIXES = (
 NO_SUFFIX = 'without suffix'
 NO_FILE = 'neither file nor folder'  # a link to nothing, a socket ..
 OUTSIDE = 'outside of the class folders'
+CLOCK_TICK = 0.02  # seconds
 FILE, FOLDER = 'file', 'folder'
 
 
@@ -35,12 +37,15 @@ class Counts:
         left_out: Files that are no images by suffix, or by what they are instead.
         hidden: Hidden files and folders; what such a folder holds is not counted.
         loops: Folders that were not entered because they lead back to one above, relative to the root.
+        folders: Folders that were looked through, relative to the root, with the time of their last change in ns. What
+            came, went or was renamed in one since then has given it another.
     """
 
     used: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
     hidden: int = 0
     loops: list[str] = field(default_factory=list)
+    folders: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """Such as ``12 images used (8 .webp, 4 .jpg); 1 file left out (1 .txt)``."""
@@ -132,6 +137,7 @@ def class_folders(root: str | os.PathLike, counts: Counts | None = None) -> list
         files = set(backend.list_dir_or_file(root, list_dir=False))
         folders = set(backend.list_dir_or_file(root, list_file=False))
     else:
+        counts.folders[''] = _settled(root).st_mtime_ns
         with os.scandir(root) as entries:
             kinds = {entry.name: _kind(entry) for entry in entries}
         files = {name for name, kind in kinds.items() if kind != FOLDER}
@@ -162,6 +168,15 @@ def _identity(path: str) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
+def _settled(path: str) -> os.stat_result:
+    """Status of a folder, at a moment after which any change gives it another time: clocks of disks are coarse."""
+    status = os.stat(path)
+    while 0 <= time.time() - status.st_mtime < CLOCK_TICK:
+        time.sleep(CLOCK_TICK)
+        status = os.stat(path)
+    return status
+
+
 def _with_those_above(root: str) -> frozenset[tuple[int, int]]:
     path = os.path.realpath(root)
     above = {_identity(path)}
@@ -179,11 +194,13 @@ def _local_files(root: str, folder: str, counts: Counts) -> Iterator[tuple[str, 
     while stack:
         parent, above = stack.pop()
         path = os.path.join(root, parent)
-        identity = _identity(path)
+        status = _settled(path)
+        identity = status.st_dev, status.st_ino
         if identity in above:
             counts.loops.append(parent.rstrip(os.sep))
             continue
         above = above | {identity}
+        counts.folders[parent] = status.st_mtime_ns
         with os.scandir(path) as entries:
             for entry in entries:
                 name = entry.name

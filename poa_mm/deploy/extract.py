@@ -16,6 +16,7 @@ from poa_mm.checkpoint import CheckpointError, file_sha256, load_teacher
 from poa_mm.elastic import Subnet
 from poa_mm.version import __version__
 
+from .config_text import downstream_config, feature_config
 from .downstream import classifier, detector, downstream_backbone, fine_tuning, segmentor
 from .staged_files import StagedFiles, save_to
 
@@ -23,43 +24,6 @@ FORMATS = ('safetensors', 'pth')
 MANIFEST = 'manifest.json'
 TOLERANCE = 1e-4  # largest difference from the supernet's features, which is float rounding
 
-CONFIG = '''"""Subnet {subnet} of {source} (SHA-256 {source_sha256}), extracted by poa_mm {poa_mm}.
-
-A feature extractor; the linear classifier on top of it is not trained.
-"""
-
-default_scope = 'mmpretrain'
-{custom_imports}data_preprocessor = dict({data_preprocessor})
-model = dict(
-    type='ImageClassifier',
-    backbone=dict(
-{backbone}
-        init_cfg=dict(type='Pretrained', checkpoint='{{{{ fileDirname }}}}/{file}'),
-    ),
-    neck={neck},
-    head=dict(type='LinearClsHead', num_classes=1000, in_channels={channels}, loss=dict(type='CrossEntropyLoss')),
-)
-'''
-CUSTOM_IMPORTS = "custom_imports = dict(imports=['poa_mm'], allow_failed_imports=False)\n"
-
-DOWNSTREAM_CONFIG = '''"""Fine-tuning in {library}: subnet {subnet} of {source} (SHA-256 {source_sha256}).
-
-    tools/dist_train.sh {name} GPUS
-"""
-
-_base_ = f'{{__import__("poa_mm").__path__[0]}}/../configs/{base}'
-
-from poa_mm.deploy.downstream import {task}
-
-model = {task}(
-    dict(
-{backbone}
-        init_cfg=dict(type='Pretrained', checkpoint='{{{{ fileDirname }}}}/{file}'),
-    )
-)
-{data_preprocessor}
-{optim_wrapper}'''
-LAYER_DECAY = 'optim_wrapper = dict(paramwise_cfg=dict(layer_decay_rate={}))\n'
 CONFIGS = Path(__file__).parents[2] / 'configs'  # of a checkout
 
 
@@ -69,20 +33,20 @@ class Library(NamedTuple):
     Args:
         base: The shipped config that it inherits from, within ``CONFIGS``.
         task: Function of :mod:`~poa_mm.deploy.downstream` that fits the model to a backbone.
-        data_preprocessor: Line that sets the normalisation, with ``{mean}``, ``{std}`` and ``{to_rgb}``.
+        preprocessor: Where in the config the normalisation goes, as Python.
+        to_rgb: What its preprocessor calls the order of channels.
     """
 
     base: str
     task: Callable[[Mapping[str, Any]], dict[str, Any]]
-    data_preprocessor: str = "model['data_preprocessor'] = dict(mean={mean}, std={std}, bgr_to_rgb={to_rgb})"
+    preprocessor: str = "model['data_preprocessor']"
+    to_rgb: str = 'bgr_to_rgb'
 
 
 LIBRARIES = {
     'mmdet': Library('detection/_base_/cascade-mask-rcnn_fpn_1x_coco.py', detector),
     'mmseg': Library('segmentation/_base_/upernet_160k_ade20k-512x512.py', segmentor),
-    'mmpretrain': Library(
-        'probe/_base_/finetune_in1k.py', classifier, 'data_preprocessor = dict(mean={mean}, std={std}, to_rgb={to_rgb})'
-    ),
+    'mmpretrain': Library('probe/_base_/finetune_in1k.py', classifier, 'data_preprocessor', 'to_rgb'),
 }
 
 
@@ -171,6 +135,7 @@ def extract_subnets(
         )
     space = backbone.space
     chosen = list(dict.fromkeys(map(space.parse, space if subnets is None else subnets)))
+    normalisation = _normalisation(description)
     origin = {'source': Path(checkpoint).name, 'source_sha256': file_sha256(checkpoint), 'poa_mm': __version__}
     manifest = _read_manifest(Path(out_dir) / MANIFEST, origin)
 
@@ -194,10 +159,7 @@ def extract_subnets(
             entries.append(entry)
             meta = {'subnet': entry['subnet'], **origin}
             files.add(entry['file'], lambda path: _write_weights(path, format, state, meta))  # noqa: B023
-            classifier_cfg = dict(neck=backbone.neck, channels=backbone.channels_of(subnet))
-            normalisation = _normalisation(description.get('data_preprocessor', {}))
-            texts = [_config_text(entry, config, classifier_cfg, normalisation)]
-            texts += [_downstream_text(library, entry, config, normalisation) for library in libraries]
+            texts = _config_texts(backbone, subnet, config, entry, libraries, normalisation)
             for name, text in zip(entry['configs'], texts):
                 files.add(name, lambda path: path.write_text(text, encoding='utf-8'))  # noqa: B023
         manifest |= {entry['file']: entry for entry in entries}
@@ -256,30 +218,35 @@ def _check_libraries(libraries: Iterable[str]) -> None:
             )
 
 
-def _normalisation(data_preprocessor: Mapping[str, Any]) -> dict[str, Any]:
+def _normalisation(description: Mapping[str, Any]) -> dict[str, Any]:
     """``mean``, ``std`` and ``to_rgb`` as ImageClassifier's preprocessor takes them."""
+    data_preprocessor = description.get('data_preprocessor') or {}
     # SelfSupDataPreprocessor takes any of these for the order of channels.
     to_rgb = any(data_preprocessor.get(key) for key in ('to_rgb', 'bgr_to_rgb', 'rgb_to_bgr'))
     return dict(mean=data_preprocessor.get('mean'), std=data_preprocessor.get('std'), to_rgb=to_rgb)
 
 
-def _config_text(
+def _config_texts(
+    backbone: nn.Module,
+    subnet: Subnet,
+    config: Mapping[str, Any],
     entry: Mapping[str, Any],
-    backbone: Mapping[str, Any],
-    classifier_cfg: Mapping[str, Any],
+    libraries: Iterable[str],
     normalisation: Mapping[str, Any],
-) -> str:
-    """The mmpretrain config beside the weights."""
-    own_class = MODELS.get(backbone['type']).__module__.startswith('poa_mm.')
-    return CONFIG.format(
-        **entry,
-        **classifier_cfg,
-        custom_imports=CUSTOM_IMPORTS if own_class or entry['format'] == 'safetensors' else '',
-        data_preprocessor=', '.join(
-            f'{key}={value!r}' for key, value in {**normalisation, 'num_classes': 1000}.items()
-        ),
-        backbone=_arguments(backbone),
-    )
+) -> list[str]:
+    """Texts of the configs that ``entry`` names.
+
+    Raises:
+        CheckpointError: If a value that the checkpoint describes its network with cannot be written into a config.
+        ValueError: If a library's task cannot use the subnet.
+    """
+    own_class = MODELS.get(config['type']).__module__.startswith('poa_mm.')
+    channels = backbone.channels_of(subnet)
+    try:
+        texts = [feature_config(entry, config, backbone.neck, channels, normalisation, own_class)]
+        return texts + [_downstream_text(library, entry, config, normalisation) for library in libraries]
+    except TypeError as error:
+        raise CheckpointError(f'{entry["source"]}: {error}') from error
 
 
 def _downstream_text(
@@ -290,26 +257,15 @@ def _downstream_text(
     Raises:
         ValueError: If the library's task cannot use it.
     """
-    base, task, data_preprocessor = LIBRARIES[library]
+    base, task, preprocessor, to_rgb = LIBRARIES[library]
     backbone = downstream_backbone(backbone)
     drop_path_rate, layer_decay_rate = fine_tuning(backbone)
     backbone['drop_path_rate'] = drop_path_rate
     task(backbone)  # would fail in the config otherwise
-    return DOWNSTREAM_CONFIG.format(
-        **entry,
-        library=library,
-        name=f'poa_{entry["subnet"]}_{library}.py',
-        base=base,
-        task=task.__name__,
-        backbone=_arguments(backbone),
-        data_preprocessor=data_preprocessor.format_map(normalisation),
-        optim_wrapper='' if layer_decay_rate is None else LAYER_DECAY.format(layer_decay_rate),
+    normalisation = {to_rgb if key == 'to_rgb' else key: value for key, value in normalisation.items()}
+    return downstream_config(
+        entry, library, base, task.__name__, backbone, preprocessor, normalisation, layer_decay_rate
     )
-
-
-def _arguments(config: Mapping[str, Any]) -> str:
-    """Items of a dict as the lines of a call, indented for a config."""
-    return '\n'.join(f'        {key}={value!r},' for key, value in config.items())
 
 
 def _read_manifest(path: Path, origin: Mapping[str, str]) -> dict[str, dict[str, Any]]:

@@ -15,7 +15,7 @@ from poa_mm.checkpoint import read_checkpoint
 
 
 # mmengine matches the pattern against the beginning of the path; 'http://' and its like go first.
-@CheckpointLoader.register_scheme(r'.*\.safetensors$', force=True)
+@CheckpointLoader.register_scheme(r'(?s).*\.safetensors$', force=True)
 def load_from_safetensors(filename: str, map_location: Any = None) -> dict[str, Any]:
     """``{'state_dict': tensors, 'meta': metadata}`` of a safetensors file.
 

@@ -17,9 +17,11 @@ from mmengine.config import Config
 from mmengine.dist import barrier, init_dist, is_distributed, is_main_process
 from mmengine.logging import print_log
 
+from poa_mm.compat import check_downstream
 from poa_mm.mistakes import UserError
 
 from .config_keys import READ_BY_A_RUN
+from .data_config import count_images, place_indices
 from .hooks.once import check_lists
 from .memory import keep_freed_memory
 from .options import OptionError, merge_options
@@ -49,7 +51,7 @@ def read_config(
         reads: Names of the entries that the command reads. Default: those of a run.
 
     Raises:
-        ConfigError: If the file is missing or cannot be read.
+        ConfigError: If the file is missing or cannot be read, or a library that it builds on is not installed.
         OptionError: As :func:`~poa_mm.engine.options.merge_options`; if ``options`` name another work dir.
         ValueError: If the recipe has no such number.
     """
@@ -65,12 +67,15 @@ def read_file(path: str | os.PathLike) -> Config:
     """Read a config file.
 
     Raises:
-        ConfigError: If that fails, in whichever way: a config is a program, and an error in it is its writer's.
+        ConfigError: If that fails, in whichever way: a config is a program, and an error in it is its writer's. Also
+            if a library that it builds on is not installed.
     """
     if not Path(path).is_file():
         raise ConfigError(f'{path}: expected a config file, found {"a folder" if Path(path).is_dir() else "nothing"}')
     try:
-        return Config.fromfile(path)
+        cfg = Config.fromfile(path)
+        check_downstream(cfg.get('default_scope'))
+        return cfg
     except Exception as error:
         lines = [f'line {entry.lineno}: ' for entry in traceback.extract_tb(error.__traceback__) if not entry.filename]
         where = lines[-1] if lines else ''
@@ -119,7 +124,7 @@ def leave_distributed() -> None:
 
 
 def prepare(cfg: Config, launcher: str, parts: Sequence[str] = ('train', 'val')) -> None:
-    """Look for the data, initialise the process group and fit ``cfg`` to the machine, before a Runner is built.
+    """Look for the data, initialise the process group and fit ``cfg`` to data and machine, before a Runner is built.
 
     Without a GPU, the process keeps the memory that it frees (:func:`~poa_mm.engine.memory.keep_freed_memory`).
 
@@ -133,12 +138,18 @@ def prepare(cfg: Config, launcher: str, parts: Sequence[str] = ('train', 'val'))
 
     Raises:
         FileNotFoundError: If data that the config names is missing.
-        ValueError: As :func:`init_distributed` and :func:`~poa_mm.engine.hooks.once.check_lists`.
+        ValueError: As :func:`init_distributed`, :func:`~poa_mm.engine.data_config.count_images` and
+            :func:`~poa_mm.engine.hooks.once.check_lists`.
     """
     check_lists(cfg)
     check_data(cfg, parts)
+    place_indices(cfg)
     init_distributed(launcher, cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout'))
+    if 'train' in parts:
+        count_images(cfg)
     cfg.launcher = launcher
+    if (cfg.get('randomness') or {}).get('deterministic'):
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # torch asks for it on GPUs
     if not torch.cuda.is_available():
         keep_freed_memory()
     if launcher != 'none' and not torch.cuda.is_available():

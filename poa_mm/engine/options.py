@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.config.config import import_modules_from_strings
 
 from poa_mm.mistakes import UserError
-from poa_mm.recipes import Recipe, follow
+from poa_mm.recipes import COUNT, Recipe, follow
 
 from .config_keys import READ_BY_A_RUN, check_keys, default_of, find
 
@@ -112,6 +112,7 @@ def _value(cfg: Config, key: str, value: Any, name: str) -> Any:
         fields = Recipe.__dataclass_fields__
         known = fields.get(key.removeprefix('recipe.'))
         held = find(cfg, key, known.default if known else None)
+        held = None if held == COUNT else held  # which is a text where there is a number, too
     else:
         held = find(cfg, key, default_of(cfg, key))
     try:

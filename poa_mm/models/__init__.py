@@ -1,7 +1,8 @@
 from .backbones import BottleneckResNet, ElasticResNet, ElasticSwinTransformer, ElasticVisionTransformer
+from .classifiers import SubnetClassifier
 from .heads import LinearSweepHead, MultiPrototypeHead
 from .losses import KoLeoLoss, MeanCentering, SinkhornKnopp
-from .selfsup import POA
+from .selfsup import POA, MultiCropDataPreprocessor
 
 __all__ = [
     'POA',
@@ -12,6 +13,8 @@ __all__ = [
     'KoLeoLoss',
     'LinearSweepHead',
     'MeanCentering',
+    'MultiCropDataPreprocessor',
     'MultiPrototypeHead',
     'SinkhornKnopp',
+    'SubnetClassifier',
 ]

@@ -260,6 +260,7 @@ def downstream(checkpoint, tmp_path_factory):
 
 
 def downstream_config(folder, library):
+    pytest.importorskip(library)
     return Config.fromfile(folder / f'poa_48x4_{library}.py')
 
 
@@ -316,6 +317,8 @@ FAMILIES = [('vit', '48x4'), ('swin', '24x3'), ('resnet', '8x3-4-6-3'), ('resnet
 def test_configs_of_every_family_take_the_weights_and_compute_what_the_supernet_does(
     family, subnet, supernets, supernet_file, tmp_path
 ):
+    for library in LIBRARIES:
+        pytest.importorskip(library)
     extract_subnets(supernet_file(family), [subnet], tmp_path, libraries=LIBRARIES)
     supernet, _ = load_teacher(supernet_file(family))
     images = torch.randn(2, 3, 64, 96)

@@ -1,12 +1,14 @@
 import copy
 from functools import cache
 
-import mmdet
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
+
+mmdet = pytest.importorskip('mmdet')
 
 from poa_mm.engine.optimizers.layer_decay import depth_function
 
@@ -207,3 +209,74 @@ def test_options_that_would_be_ignored_are_refused():
         settings_of(model, decay_rate=0.9, num_layers=12)
     with pytest.raises(ValueError, match=r"'head'.*'lr_mult' does not go"):
         settings_of(model, custom_keys=dict(head=dict(lr_mult=10)))
+
+
+class Plain(torch.optim.Optimizer):
+    """An optimizer without weight decay."""
+
+    def __init__(self, params, lr=0.3):
+        super().__init__(params, dict(lr=lr))
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for param in group['params']:
+                param.data -= group['lr'] * param.grad
+
+
+class Hidden(torch.optim.AdamW):
+    """One whose signature does not show what it decays by."""
+
+    def __init__(self, params, **options):
+        super().__init__(params, **dict(lr=0.25, weight_decay=0.125) | options)
+
+
+def optimizer_of(optimizer, kind='LayerDecayOptimWrapperConstructor', **paramwise_cfg):
+    cfg = dict(type='OptimWrapper', optimizer=optimizer, constructor=kind, paramwise_cfg=paramwise_cfg)
+    return build_optim_wrapper(build_model('mmpretrain', 'vit'), cfg).optimizer
+
+
+@pytest.mark.parametrize(
+    'optimizer',
+    [
+        dict(type='AdamW', lr=0.1),
+        dict(type=torch.optim.AdamW, lr=0.1, betas=(0.9, 0.95)),
+        dict(type='SGD', lr=0.1, momentum=0.9),
+        dict(type='RMSprop'),
+        dict(type='Adam'),
+        dict(type=Hidden),
+        dict(type=Hidden, lr=0.5),
+    ],
+)
+@pytest.mark.parametrize('paramwise_cfg', [{}, dict(flat_decay_mult=0.0, norm_decay_mult=0.5, bias_decay_mult=0.0)])
+def test_what_the_config_leaves_open_is_the_default_of_the_optimizer(optimizer, paramwise_cfg):
+    kind = optimizer['type'] if isinstance(optimizer['type'], type) else getattr(torch.optim, optimizer['type'])
+    options = {key: value for key, value in optimizer.items() if key != 'type'}
+    default = kind([nn.Parameter(torch.zeros(1))], **options).defaults
+    found = optimizer_of(optimizer, layer_decay_rate=RATE, **paramwise_cfg)
+    assert found.defaults == default
+    assert max(group['lr'] for group in found.param_groups) == default['lr']
+    assert max(group['weight_decay'] for group in found.param_groups) == default['weight_decay']
+    if paramwise_cfg:
+        assert min(group['weight_decay'] for group in found.param_groups) == 0
+
+
+def test_an_optimizer_without_weight_decay():
+    found = optimizer_of(dict(type=Plain), layer_decay_rate=RATE)
+    rates = sorted({group['lr'] for group in found.param_groups})
+    assert rates == pytest.approx([0.3 * RATE**e for e in (4, 3, 2, 1, 0)])
+    assert not any('weight_decay' in group for group in found.param_groups)
+    for scaled in (dict(flat_decay_mult=0.0), dict(custom_keys=dict(head=dict(decay_mult=0.0)))):
+        with pytest.raises(ValueError, match=r'scales the weight decay \((flat_decay_mult|head)\), but .*Plain.* none'):
+            optimizer_of(dict(type=Plain), **scaled)
+
+
+class NeedsLr(torch.optim.SGD):
+    def __init__(self, params, lr):
+        super().__init__(params, lr=lr)
+
+
+def test_an_optimizer_that_has_no_learning_rate_of_its_own():
+    with pytest.raises(ValueError, match=r"default lr and weight_decay of optimizer .*NeedsLr.*; say both: .*'lr'"):
+        optimizer_of(dict(type=NeedsLr), layer_decay_rate=RATE)
+    found = optimizer_of(dict(type=NeedsLr, lr=0.5), layer_decay_rate=RATE)
+    assert {group['weight_decay'] for group in found.param_groups} == {0}

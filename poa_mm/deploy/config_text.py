@@ -1,0 +1,224 @@
+"""The text of the configs that extraction writes.
+
+A config is a program. Whatever is written into one here is a literal (:func:`literal`), never text within text: names
+of files and values out of a checkpoint may hold quotes, braces, backslashes or code.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+PHOTO = 96  # pixels from which on images are taken for photographs, of which a margin is cut off
+GREY = dict(type='RandomGrayscale', prob=1.0, channel_weights=(0.114, 0.587, 0.299))  # as OpenCV weighs B, G and R
+
+BESIDE = '''
+import os
+
+
+def beside(name):
+    """Path of a file in the folder of this config, which is where its code is from."""
+    return os.path.join(os.path.dirname(beside.__code__.co_filename), name)
+
+'''
+
+CONFIG = (
+    '''"""Subnet {subnet} of {source} (SHA-256 {source_sha256}), extracted by poa_mm {poa_mm}.
+
+A feature extractor; the linear classifier on top of it is not trained.
+"""
+'''
+    + BESIDE
+    + """
+default_scope = 'mmpretrain'
+{custom_imports}data_preprocessor = dict({data_preprocessor})
+model = dict(
+    type={classifier},
+    backbone=dict(
+{backbone}
+        init_cfg=dict(type='Pretrained', checkpoint=beside({file})),
+    ),
+    neck={neck},
+    head=dict(type='LinearClsHead', num_classes=1000, in_channels={channels}, loss=dict(type='CrossEntropyLoss')),
+)
+{load_from}
+# How single images are prepared for the network; there is no data to test on.
+test_dataloader = dict(
+    batch_size=1,
+    num_workers=0,
+    dataset=dict(
+        type='CustomDataset',
+        pipeline=[
+            dict(type='LoadImageFromFile'),
+{pipeline}
+            dict(type='PackInputs'),
+        ],
+    ),
+    sampler=dict(type='DefaultSampler', shuffle=False),
+)
+test_evaluator = dict(type='Accuracy')
+test_cfg = dict()
+"""
+)
+CUSTOM_IMPORTS = "custom_imports = dict(imports=['poa_mm'], allow_failed_imports=False)\n"
+# SubnetClassifier takes the weights of its backbone alone, which mmpretrain's own class does not.
+LOAD_FROM = 'load_from = beside({file})  # what mmpretrain.get_model(.., pretrained=True) loads\n'
+STOCK_WEIGHTS = '# Weights: model = mmpretrain.get_model(THIS_FILE); model.init_weights()\n'
+
+DOWNSTREAM_CONFIG = (
+    '''"""Fine-tuning in {library}: subnet {subnet} of {source} (SHA-256 {source_sha256}).
+
+    tools/dist_train.sh {name} GPUS
+"""
+
+_base_ = f'{{__import__("poa_mm").__path__[0]}}/../configs/{base}'
+'''
+    + BESIDE.replace('\nimport os\n', '\nimport os\n\n{task_import}\n', 1)
+    + """
+model = {task}(
+    dict(
+{backbone}
+        init_cfg=dict(type='Pretrained', checkpoint=beside({file})),
+    )
+)
+{preprocessor} = dict({data_preprocessor})
+{optim_wrapper}"""
+)
+LAYER_DECAY = 'optim_wrapper = dict(paramwise_cfg=dict(layer_decay_rate={}))\n'
+
+
+def literal(value: Any) -> str:
+    """Python source of a value, which is that value and nothing else wherever it stands in a config.
+
+    mmengine replaces ``{{ .. }}`` anywhere in the text of a config, in literals as well. So texts are written
+    without braces, and without anything but ASCII.
+
+    Args:
+        value: Text, a number, a truth value, None, or a list, tuple or dict of such.
+
+    Raises:
+        TypeError: If it is anything else.
+    """
+    if isinstance(value, str):
+        return ascii(str(value)).replace('{', r'\x7b').replace('}', r'\x7d')
+    if value is None or isinstance(value, bool):
+        return repr(value)
+    if isinstance(value, int):
+        return repr(int(value))
+    if isinstance(value, float):
+        return repr(float(value)) if math.isfinite(value) else f"float('{float(value)}')"
+    if isinstance(value, Mapping):
+        return '{' + ', '.join(f'{literal(key)}: {literal(item)}' for key, item in value.items()) + '}'
+    if isinstance(value, (list, tuple)):
+        items = ', '.join(map(literal, value))
+        if isinstance(value, list):
+            return f'[{items}]'
+        return f'({items},)' if len(value) == 1 else f'({items})'
+    raise TypeError(f'{value!r} of type {type(value).__name__} cannot be written into a config')
+
+
+def readable(text: str) -> str:
+    """A name for a docstring: all but letters, digits and a few harmless signs become ``_``."""
+    return re.sub(r'[^\w .,()+=@-]', '_', text)
+
+
+def feature_config(
+    entry: Mapping[str, Any],
+    backbone: Mapping[str, Any],
+    neck: Mapping[str, Any] | None,
+    channels: int,
+    normalisation: Mapping[str, Any],
+    own_class: bool,
+) -> str:
+    """The mmpretrain config beside the weights.
+
+    Args:
+        entry: Of the manifest.
+        backbone: Config of the network.
+        neck: Config of what makes class features of its output, if it does not give them itself.
+        channels: Of the class features.
+        normalisation: ``mean``, ``std`` and ``to_rgb``.
+        own_class: Whether the network is none of mmpretrain's own.
+    """
+    needs_poa_mm = own_class or entry['format'] == 'safetensors'
+    file = literal(entry['file'])
+    return CONFIG.format(
+        **_origin(entry),
+        file=file,
+        neck=literal(neck),
+        channels=literal(channels),
+        custom_imports=CUSTOM_IMPORTS if needs_poa_mm else '',
+        classifier=literal('SubnetClassifier' if needs_poa_mm else 'ImageClassifier'),
+        load_from=LOAD_FROM.format(file=file) if needs_poa_mm else STOCK_WEIGHTS,
+        data_preprocessor=_call({**normalisation, 'num_classes': 1000}),
+        backbone=_arguments(backbone),
+        pipeline=''.join(f'            dict({_call(step)}),\n' for step in _preparation(entry, backbone)).rstrip('\n'),
+    )
+
+
+def downstream_config(
+    entry: Mapping[str, Any],
+    library: str,
+    base: str,
+    task: str,
+    backbone: Mapping[str, Any],
+    preprocessor: str,
+    normalisation: Mapping[str, Any],
+    layer_decay_rate: float | None,
+) -> str:
+    """The config beside the weights that trains the subnet in a library.
+
+    Args:
+        entry: Of the manifest.
+        library: Its name.
+        base: The shipped config that it inherits from, within ``configs``.
+        task: Name of the function of :mod:`~poa_mm.deploy.downstream` that fits the model to the backbone.
+        backbone: Config of the network.
+        preprocessor: Where in the config the normalisation goes, as Python.
+        normalisation: ``mean``, ``std`` and the order of channels, as the library calls it.
+        layer_decay_rate: In place of the one of ``base``. None leaves that.
+    """
+    return DOWNSTREAM_CONFIG.format(
+        **_origin(entry),
+        file=literal(entry['file']),
+        library=library,
+        name=f'poa_{entry["subnet"]}_{library}.py',
+        base=base,
+        task=task,
+        task_import=f'from poa_mm.deploy.downstream import {task}',
+        backbone=_arguments(backbone),
+        preprocessor=preprocessor,
+        data_preprocessor=_call(normalisation),
+        optim_wrapper='' if layer_decay_rate is None else LAYER_DECAY.format(literal(layer_decay_rate)),
+    )
+
+
+def _origin(entry: Mapping[str, Any]) -> dict[str, str]:
+    return {key: readable(str(entry[key])) for key in ('subnet', 'source', 'source_sha256', 'poa_mm')}
+
+
+def _preparation(entry: Mapping[str, Any], backbone: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """Transforms that bring an image to the size of the pre-training.
+
+    Of photographs, the middle at 7/8 of the short edge, as is customary (224 of 256); small pictures as a whole.
+    """
+    rows, columns = entry['image_size']
+    pillow = dict(backend='pillow', interpolation='bicubic')
+    if rows == columns >= PHOTO:
+        steps = [dict(type='ResizeEdge', scale=round(rows * 8 / 7), edge='short', **pillow)]
+        steps.append(dict(type='CenterCrop', crop_size=rows))
+    else:
+        steps = [dict(type='Resize', scale=(columns, rows), **pillow)]
+    return [*steps, GREY] if backbone.get('in_channels') == 1 else steps
+
+
+def _call(config: Mapping[str, Any]) -> str:
+    """Items of a dict as the arguments of a call."""
+    return ', '.join(f'{key}={literal(value)}' for key, value in config.items())
+
+
+def _arguments(config: Mapping[str, Any]) -> str:
+    """The same as lines, indented for a config."""
+    return '\n'.join(f'        {key}={literal(value)},' for key, value in config.items())

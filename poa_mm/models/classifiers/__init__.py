@@ -1,0 +1,3 @@
+from .subnet_classifier import SubnetClassifier
+
+__all__ = ['SubnetClassifier']
