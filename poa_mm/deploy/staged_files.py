@@ -73,8 +73,9 @@ class StagedFiles:
                         folder.rmdir()
 
     def _make(self, folder: Path) -> None:
-        if not folder.exists():
-            folder.mkdir(parents=True)
+        new = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        if new:
             self._new_folders.append(folder)
 
     def _rename(self) -> None:

@@ -99,10 +99,15 @@ class ExportNetwork:
         return self.stock._replace(state=self.state).build()
 
     @torch.no_grad()
-    def expected(self, images: Tensor) -> Outputs:
-        """What the network as it was extracted, with its own order of channels, gives for ``images`` in RGB."""
-        network = self.stock.build()
-        images = images.flip(1) if self.swapped else images
+    def outputs(self, images: Tensor, original: bool = False) -> Outputs:
+        """What the stock network gives.
+
+        Args:
+            images: ``(B, C, H, W)``, those of three channels in RGB.
+            original: By the network as it was extracted, with its own order of channels. Default: False.
+        """
+        network = self.stock.build() if original else self.build()
+        images = images.flip(1) if self.swapped and original else images
         found = self.elastic.plain_features(network, images)
         if self.kind != VIT:
             return Outputs(found.cls, network(images)[-1])

@@ -22,11 +22,12 @@ from torch import Tensor
 from poa_mm.deploy.config_text import preparation
 
 from . import standalone, to_timm
-from .network import ExportError, ExportNetwork
+from .network import ExportError, ExportNetwork, Outputs
 from .options import ExportOptions
 from .to_torch import example_size
 
 TOLERANCES = dict(timm=1e-4, huggingface=1e-4, processor=1e-3, onnx=1e-4, torch=1e-5)
+SWAP_TOLERANCE = 1e-4
 PICTURES = ((0.75, 1.25), (2.0, 1.5))  # height and width of photographs to try, as parts of the pre-training's size
 
 
@@ -69,7 +70,8 @@ class Verification:
         }
         tensors = {f'{case}.images': images for case, images in cases.items()}
         for case, images in cases.items():
-            outputs = network.expected(images)
+            outputs = network.outputs(images)
+            _check_swap(network, images, outputs)
             tensors |= {f'{case}.{name}': value.contiguous() for name, value in outputs._asdict().items()}
         if network.in_channels == 3:
             for index in range(len(PICTURES)):
@@ -118,6 +120,16 @@ def _checked(subnet: str, format: str, result: Mapping[str, Any]) -> float:
             f'{TOLERANCES[format]}; nothing was written'
         )
     return difference
+
+
+def _check_swap(network: ExportNetwork, images: Tensor, outputs: Outputs) -> None:
+    """Check that the network with its channels swapped is the one that was extracted."""
+    if not network.swapped:
+        return
+    pairs = zip(outputs, network.outputs(images, original=True))
+    difference = max((found - expected).abs().max().item() for found, expected in pairs)
+    if not difference <= SWAP_TOLERANCE:
+        raise ExportError(f'subnet {network.subnet} differs by {difference:.2g} with its colour channels swapped')
 
 
 def _even_margins(network: ExportNetwork, parts: tuple[float, float]) -> tuple[int, int]:
