@@ -52,6 +52,12 @@ def sha256_of(path: str | os.PathLike, size: int | None = None) -> str:
     return digest.hexdigest()
 
 
+def is_archive(path: Path) -> bool:
+    """Whether a file is a zip archive, as ``torch.save`` writes, by its first bytes or its seal."""
+    with path.open('rb') as file:
+        return file.read(4) == b'PK\x03\x04' or sealed_with(path) is not None
+
+
 def check_is_file(path: Path) -> None:
     """Check that there is a file with something in it.
 
