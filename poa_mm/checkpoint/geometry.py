@@ -138,7 +138,7 @@ def compare(given: nn.Module, description: Description) -> tuple[list[Difference
     found: dict[Difference, None] = {}
     for name, module in given.named_modules():
         if name in theirs:
-            place = re.sub(r'\d+', '*', name)
+            place = re.sub(r'(?<![^.])\d+(?![^.])', '*', name)  # layers.*, but ln1
             for key, mine, other in _differing(module, theirs[name], root=not name):
                 found[Difference(f'{place}.{key}' if place else key, mine, other)] = None
     grid, window = grid_of(given), window_of(given)

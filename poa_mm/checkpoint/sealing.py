@@ -86,7 +86,8 @@ def check_file(path: Path) -> None:
         return
     try:
         with zipfile.ZipFile(path) as file:
-            damaged = file.testzip()
+            # torch writes 0 everywhere after set_crc32_options(False); then there is nothing to compare with.
+            damaged = file.testzip() if any(entry.CRC for entry in file.infolist()) else None
     except Exception as error:  # of a broken archive, any
         raise CheckpointError(f'{path}: expected a checkpoint of torch.save, but cannot read it: {error}') from error
     if damaged is not None:

@@ -28,6 +28,8 @@ from poa_mm.checkpoint import (
 from poa_mm.checkpoint.geometry import Description, Difference, grid_of, window_of
 from poa_mm.checkpoint.resizing import BIASES
 
+TORCH_HEADLINE = 'Error(s) in loading state_dict'
+
 
 def load_pretrained(
     model: nn.Module, new: Collection[str] = (), resize: bool = False, differ: Collection[str] = ()
@@ -157,7 +159,11 @@ def _load_file(
         grid, mode = (description.grid, description.mode) if description else (None, 'bicubic')
         weights = resizing.apply(weights, grid, mode)
 
-    if wrong := _load(module, weights, new):
+    try:
+        wrong = _load(module, weights, new)
+    except CheckpointError as error:
+        raise CheckpointError(f'{path}: {error}{holds}') from error.__cause__
+    if wrong:
         raise CheckpointError(f'{path} does not fit {what}: {"; ".join(wrong)}{holds}')
     return description, resizing
 
@@ -216,16 +222,20 @@ def _say(message: str, level: int) -> None:
 
 
 def _load(module: nn.Module, weights: Mapping[str, Any], new: Collection[str]) -> list[str]:
-    """Load and say what does not fit."""
+    """Load and say what does not fit.
+
+    Raises:
+        CheckpointError: If the module itself fails at adapting the weights.
+    """
     try:
         keys = module.load_state_dict(weights, strict=False)  # which still refuses other shapes
-    except RuntimeError as error:
-        if not str(error).startswith('Error(s) in loading state_dict'):
-            reason = ' '.join(str(error).split())
+    except Exception as error:  # whatever the hooks of the module raise
+        lines = [line.strip() for line in str(error).splitlines()] or ['no reason given']
+        if not (isinstance(error, RuntimeError) and lines[0].startswith(TORCH_HEADLINE)):
             raise CheckpointError(
-                f'cannot load it into {type(module).__name__}: {type(error).__name__}: {reason}'
+                f'{type(module).__name__} cannot take the weights: {type(error).__name__}: {" ".join(lines)}'
             ) from error
-        lines = [line.strip() for line in str(error).splitlines()][1:]  # after torch's headline
+        lines = lines[1:]  # torch's headline says no more than that there are errors
         return lines[:3] + ([f'and {len(lines) - 3} more'] if len(lines) > 3 else [])
     missing = set(keys.missing_keys)
     for name in new:
