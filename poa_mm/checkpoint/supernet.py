@@ -17,6 +17,7 @@ from .reading import read_checkpoint
 SUPERNET_KEY = 'poa'
 FORMAT = 1
 TEACHER = 'teacher.backbone.'
+ElasticBackbone = Any  # one of poa_mm.models, which are above this package
 
 
 def describe_supernet(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,7 +70,7 @@ def load_teacher(
         CheckpointError: If the checkpoint is none of POA's, does not fit the config, or holds NaN or infinity.
     """
     checkpoint = read_checkpoint(path)
-    description = checkpoint.get(SUPERNET_KEY)
+    description: Any = checkpoint.get(SUPERNET_KEY)
     if description is None and backbone_cfg is None:
         raise CheckpointError(
             f'{path}: expected a POA checkpoint with an entry {SUPERNET_KEY!r}, found only {shorten(checkpoint)}'
@@ -96,7 +97,7 @@ def load_teacher(
     return backbone, description
 
 
-def _build_described(description: Any, path: str | os.PathLike) -> nn.Module:
+def _build_described(description: Any, path: str | os.PathLike) -> ElasticBackbone:
     """The backbone that a checkpoint describes."""
     config = description.get('backbone') if isinstance(description, Mapping) else None
     if not isinstance(config, Mapping) or description.get('format') != FORMAT:
@@ -130,7 +131,7 @@ def _types(config: Any) -> Iterable[Any]:
             yield from _types(value)
 
 
-def check_same_supernet(description: Any, backbone: nn.Module, what: str | os.PathLike) -> None:
+def check_same_supernet(description: Any, backbone: ElasticBackbone, what: str | os.PathLike) -> None:
     """Check that a checkpoint's description is that of a given elastic backbone, the space of its subnets included.
 
     Args:
@@ -156,7 +157,7 @@ def check_same_supernet(description: Any, backbone: nn.Module, what: str | os.Pa
     _compare(described, backbone, what)
 
 
-def check_same_network(description: Any, backbone: nn.Module, what: str | os.PathLike) -> None:
+def check_same_network(description: Any, backbone: ElasticBackbone, what: str | os.PathLike) -> None:
     """As :func:`check_same_supernet`, but of the network at full size: its subnets may be others."""
     with torch.device('meta'):
         described = _build_described(description, what)
@@ -164,7 +165,7 @@ def check_same_network(description: Any, backbone: nn.Module, what: str | os.Pat
         _compare(described, backbone, what)
 
 
-def _compare(described: nn.Module, given: nn.Module, path: str | os.PathLike) -> None:
+def _compare(described: ElasticBackbone, given: ElasticBackbone, path: str | os.PathLike) -> None:
     """Find what the shapes of the weights do not show, such as the number of heads."""
     expected, found = (
         network.extract(network.space.largest)[0] | {name: getattr(network, name) for name in network.elastic_options}
@@ -179,7 +180,7 @@ def _compare(described: nn.Module, given: nn.Module, path: str | os.PathLike) ->
         raise CheckpointError(f'{path}: the given config is not that of the checkpoint: {"; ".join(wrong)}')
 
 
-def _without_weights(network: nn.Module) -> nn.Module:
+def _without_weights(network: ElasticBackbone) -> ElasticBackbone:
     """A copy with parameters on the device ``meta``, whatever they are in ``network``, shards for instance."""
     params = {
         id(param): nn.Parameter(torch.empty(param.shape, device='meta'), param.requires_grad)
