@@ -151,7 +151,7 @@ def compare(given: nn.Module, description: Description) -> tuple[list[Difference
 def _differing(mine: nn.Module, other: nn.Module, root: bool) -> Iterable[tuple[str, Any, Any]]:
     kinds = [type(module).__name__ for module in (mine, other)]
     if kinds[0] != kinds[1] and not root and not set(kinds) <= set(NO_LAYERS) and _is_torch(mine) and _is_torch(other):
-        yield 'type', *kinds
+        yield 'type', kinds[0], kinds[1]
     ours, theirs = _settings(mine), _settings(other)
     for key in ours:
         if key in theirs and ours[key] != theirs[key]:
@@ -183,8 +183,10 @@ def _follows_window(difference: Difference) -> bool:
 
 def grid_of(network: nn.Module) -> tuple[int, int] | None:
     """Rows and columns of the patches that a network has position embeddings for."""
-    if isinstance(getattr(network, EMBEDDING, None), nn.Parameter) and hasattr(network, 'patch_resolution'):
-        return tuple(network.patch_resolution)
+    grid: Any = getattr(network, 'patch_resolution', None)
+    if isinstance(getattr(network, EMBEDDING, None), nn.Parameter) and grid is not None:
+        rows, columns = grid
+        return rows, columns
     return None
 
 

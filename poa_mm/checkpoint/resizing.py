@@ -42,7 +42,8 @@ class Resizing(NamedTuple):
         """The same read back: the resizing and the path."""
         head, path = name.split('://', 1)
         settings = dict(part.split('=') for part in head.split('+')[1:])
-        grid = tuple(map(int, settings['grid'].split('x'))) if 'grid' in settings else None
+        rows, _, columns = settings.get('grid', '').partition('x')
+        grid = (int(rows), int(columns)) if rows else None
         return cls(grid, int(settings['window']) if 'window' in settings else None), path
 
     def describe(self) -> str:
