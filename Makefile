@@ -15,7 +15,7 @@ ENV_PYTHON = $$(tools/make_env.sh $(STACK))/bin/python
 # Where every test can be collected, which needs neither ops nor mmdet.
 LIGHT_TESTS = tests/test_light_stack.py tests/test_compat.py tests/tools/test_demo.py tests/models/selfsup
 
-.PHONY: help env demo test test-light test-slow test-faults lint format
+.PHONY: help env demo test test-light test-slow test-faults lint format docs wheel
 
 help:
 	@echo 'make env     build the Python environment and install poa_mm into it (STACK=onedl|openmmlab|light)'
@@ -23,7 +23,8 @@ help:
 	@echo '             (CONFIG=configs/poa/swint_digits.py or resnet_digits.py: another family)'
 	@echo 'make test    run the tests (test-slow: those that take minutes; test-faults: kills, signals, NaN)'
 	@echo 'make test-light  what pre-training, extraction and evaluation need, without ops and mmdet (STACK=light)'
-	@echo 'make lint    check style'
+	@echo 'make lint    check style and types'
+	@echo 'make docs    build the documentation into docs/_build; make wheel: a package into dist/'
 
 env:
 	@env=$$(tools/make_env.sh $(STACK)) || exit 1; \
@@ -47,7 +48,13 @@ test-faults:
 	@python=$(ENV_PYTHON) && $$python -m pytest -q -m 'slow or not slow' tests/engine tests/tools/test_train.py
 
 lint:
-	@python=$(ENV_PYTHON) && $$python -m ruff check . && $$python -m ruff format --check .
+	@python=$(ENV_PYTHON) && $$python -m ruff check . && $$python -m ruff format --check . && $$python -m mypy
 
 format:
 	@python=$(ENV_PYTHON) && $$python -m ruff check --fix . ; $$python -m ruff format .
+
+docs:
+	@python=$(ENV_PYTHON) && $$python -m sphinx -W --keep-going -q -b html docs docs/_build
+
+wheel:
+	@python=$(ENV_PYTHON) && $$python -m build --no-isolation --outdir dist . && $$python -m twine check dist/*

@@ -26,7 +26,7 @@ def sealed(data: bytes) -> list[bytes | memoryview]:
     """
     if data[-22:-18] != END_OF_ARCHIVE or data[-2:] != bytes(2):
         return [data]
-    chunks = [memoryview(data)[:-2], (len(SEAL) + DIGEST).to_bytes(2, 'little') + SEAL]
+    chunks: list[bytes | memoryview] = [memoryview(data)[:-2], (len(SEAL) + DIGEST).to_bytes(2, 'little') + SEAL]
     digest = hashlib.sha256()
     for chunk in chunks:
         digest.update(chunk)

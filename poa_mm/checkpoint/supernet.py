@@ -17,6 +17,7 @@ from .reading import read_checkpoint
 SUPERNET_KEY = 'poa'
 FORMAT = 1
 TEACHER = 'teacher.backbone.'
+ElasticBackbone = Any  # one of poa_mm.models, which are above this package
 
 
 def describe_supernet(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,7 +70,7 @@ def load_teacher(
         CheckpointError: If the checkpoint is none of POA's, or does not fit the config.
     """
     checkpoint = read_checkpoint(path)
-    description = checkpoint.get(SUPERNET_KEY)
+    description: Any = checkpoint.get(SUPERNET_KEY)
     if description is None and backbone_cfg is None:
         raise CheckpointError(
             f'{path}: expected a POA checkpoint with an entry {SUPERNET_KEY!r}, found only {shorten(checkpoint)}'
@@ -95,7 +96,7 @@ def load_teacher(
     return backbone, description
 
 
-def _build_described(description: Any, path: str | os.PathLike) -> nn.Module:
+def _build_described(description: Any, path: str | os.PathLike) -> ElasticBackbone:
     """The backbone that a checkpoint describes."""
     config = description.get('backbone') if isinstance(description, Mapping) else None
     if not isinstance(config, Mapping) or description.get('format') != FORMAT:
@@ -129,7 +130,7 @@ def _types(config: Any) -> Iterable[Any]:
             yield from _types(value)
 
 
-def check_same_supernet(description: Any, backbone: nn.Module, what: str | os.PathLike) -> None:
+def check_same_supernet(description: Any, backbone: ElasticBackbone, what: str | os.PathLike) -> None:
     """Check that a checkpoint's description is that of a given elastic backbone, the space of its subnets included.
 
     Args:
@@ -155,7 +156,7 @@ def check_same_supernet(description: Any, backbone: nn.Module, what: str | os.Pa
     _check_same_network(described, backbone, what)
 
 
-def _check_same_network(described: nn.Module, given: nn.Module, path: str | os.PathLike) -> None:
+def _check_same_network(described: ElasticBackbone, given: ElasticBackbone, path: str | os.PathLike) -> None:
     """Find what the shapes of the weights do not show, such as the number of heads."""
     expected, found = (
         network.extract(network.space.largest)[0] | {name: getattr(network, name) for name in network.elastic_options}
@@ -170,7 +171,7 @@ def _check_same_network(described: nn.Module, given: nn.Module, path: str | os.P
         raise CheckpointError(f'{path}: the given config is not that of the checkpoint: {"; ".join(wrong)}')
 
 
-def _without_weights(network: nn.Module) -> nn.Module:
+def _without_weights(network: ElasticBackbone) -> ElasticBackbone:
     """A copy with parameters on the device ``meta``, whatever they are in ``network``, shards for instance."""
     params = {
         id(param): nn.Parameter(torch.empty(param.shape, device='meta'), param.requires_grad)
