@@ -1,4 +1,7 @@
-"""Packaging; the pins of both stacks live in requirements/."""
+"""Packaging; the pins of the stacks live in requirements/.
+
+``poa_mm/.mim`` links to configs, tools and model-index.yml, as OpenMMLab packages have them. A wheel holds the files.
+"""
 
 from pathlib import Path
 
@@ -29,6 +32,30 @@ setup(
     license_files=['LICENSE'],
     python_requires='>=3.10,<3.13',
     packages=find_packages(include=['poa_mm', 'poa_mm.*']),
+    package_data={
+        'poa_mm': ['py.typed', '.mim/model-index.yml', '.mim/configs/**/*', '.mim/tools/**/*'],
+        'poa_mm.evaluation': ['page/*'],
+    },
+    exclude_package_data={'poa_mm': ['.mim/**/__pycache__/*']},
+    keywords='self-supervised learning, pre-training, elastic networks, OpenMMLab',
+    url='https://arxiv.org/abs/2408.01031',
+    project_urls={
+        'Paper': 'https://arxiv.org/abs/2408.01031',
+        "The authors' code": 'https://github.com/Qichuzyy/POA',
+    },
+    classifiers=[
+        'Development Status :: 4 - Beta',
+        'Intended Audience :: Science/Research',
+        'Intended Audience :: Developers',
+        'License :: OSI Approved :: Apache Software License',
+        'Operating System :: POSIX :: Linux',
+        'Programming Language :: Python :: 3.10',
+        'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12',
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+        'Topic :: Scientific/Engineering :: Image Recognition',
+        'Typing :: Typed',
+    ],
     install_requires=requirements('runtime'),
     # mmcv's C++ ops must be compiled without build isolation: see README.
     extras_require={name: requirements(name) for name in ('onedl', 'openmmlab', 'export', 'datasets', 'docs', 'dev')},

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import re
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 
-# Lowest supported version and the first one that is not; the pins of the two stacks, which are what
+# Lowest supported version and the first one that is not; the pins of the three stacks, which are what
 # the tests run on, are in requirements/.
 SUPPORTED = {
-    'torch': ('2.1', '2.11'),
+    'torch': ('2.1', '2.12'),
     'mmengine': ('0.10.5', '0.11'),
     'mmcv': ('2.1.0', '2.4'),
     'mmpretrain': ('1.2.0', '1.4'),
 }
+
+# Libraries that need mmcv's compiled ops; nothing in poa_mm does itself.
+DOWNSTREAM = ('mmdet', 'mmseg')
 
 
 def check_versions(versions: dict[str, str] | None = None) -> None:
@@ -33,8 +37,28 @@ def check_versions(versions: dict[str, str] | None = None) -> None:
     ]
     if wrong:
         raise ImportError(
-            f'poa_mm does not support {"; ".join(wrong)}. Two sets of versions are tested, requirements/onedl.txt '
-            'and requirements/openmmlab.txt; `make env` installs them, README says how to do it by hand.'
+            f'poa_mm does not support {"; ".join(wrong)}. Three sets of versions are tested, requirements/onedl.txt, '
+            'openmmlab.txt and light.txt; `make env STACK=...` installs one, README says how to do it by hand.'
+        )
+
+
+def check_downstream(library: str) -> None:
+    """Check that mmdet or mmseg is there, with the compiled ops of mmcv that it needs; the light stack has neither.
+
+    Args:
+        library: ``'mmdet'`` or ``'mmseg'``; of any other nothing is asked.
+
+    Raises:
+        ImportError: If it is not there, or mmcv has no compiled ops.
+    """
+    if library not in DOWNSTREAM:
+        return
+    missing = [name for name in (library, 'mmcv._ext') if find_spec(name) is None]
+    if missing:
+        what = "mmcv's compiled ops are" if missing == ['mmcv._ext'] else f'{library} is'
+        raise ImportError(
+            f'{what} not installed, which detection and segmentation need; '
+            '`make env STACK=onedl` builds an environment with them (the light stack has none)'
         )
 
 

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from poa_mm.compat import SUPPORTED, check_versions
+from poa_mm import compat
+from poa_mm.compat import SUPPORTED, check_downstream, check_versions
 
 REQUIREMENTS = Path(__file__).parents[1] / 'requirements'
+ONEDL = {'onedl-mmengine': 'mmengine', 'onedl-mmcv': 'mmcv', 'onedl-mmpretrain': 'mmpretrain', 'torch': 'torch'}
 PACKAGES = {
-    'onedl': {'onedl-mmengine': 'mmengine', 'onedl-mmcv': 'mmcv', 'onedl-mmpretrain': 'mmpretrain', 'torch': 'torch'},
+    'onedl': ONEDL,
+    'light': ONEDL,
     'openmmlab': {name: name for name in SUPPORTED},
 }
 
@@ -27,10 +30,30 @@ def test_the_libraries_here_are_supported():
 
 @pytest.mark.parametrize('version', ['1.13.1', '2.14.1+cu130', '(not installed)'])
 def test_others_are_named_with_what_is_supported(version):
-    with pytest.raises(ImportError, match=re.escape(f'torch {version} (supported: >=2.1, <2.11)')) as error:
+    with pytest.raises(ImportError, match=re.escape(f'torch {version} (supported: >=2.1, <2.12)')) as error:
         check_versions({'torch': version, 'mmcv': '2.1.0'})
     assert 'mmcv 2.1.0' not in str(error.value)
     assert 'requirements/onedl.txt' in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('missing', 'library', 'message'),
+    [
+        ({'mmdet', 'mmcv._ext'}, 'mmdet', 'mmdet is not installed'),
+        ({'mmcv._ext'}, 'mmseg', "mmcv's compiled ops are not installed"),
+    ],
+)
+def test_what_detection_needs_is_named_in_one_line(monkeypatch, missing, library, message):
+    monkeypatch.setattr(compat, 'find_spec', lambda name: None if name in missing else object())
+    with pytest.raises(ImportError, match=message) as error:
+        check_downstream(library)
+    assert 'make env STACK=onedl' in str(error.value) and '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(('missing', 'library'), [({'mmdet'}, 'mmseg'), ({'mmdet', 'mmcv._ext'}, 'mmpretrain')])
+def test_what_nothing_asks_for_may_be_missing(monkeypatch, missing, library):
+    monkeypatch.setattr(compat, 'find_spec', lambda name: None if name in missing else object())
+    check_downstream(library)
 
 
 def test_a_library_too_old_is_named_before_it_is_imported(tmp_path):

@@ -29,7 +29,7 @@ try:
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 except ImportError:
-    dcp = None
+    dcp = None  # type: ignore[assignment]
 
 SHARDED = 'checkpoint.pth'  # in the folder: all but the tensors
 WEIGHTS, OPTIMIZER = 'state_dict.', 'optimizer.state.'
@@ -165,7 +165,7 @@ def _described(folder: Path) -> dict[str, Tensor]:
     """What the files of a folder say of its tensors: all of them, on the device ``meta``."""
     _check_readable(folder)
     try:
-        metadata = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+        metadata: Any = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     except Exception as error:  # of a broken file, any
         raise CheckpointError(f'{folder}: expected safetensors files of DCP, but cannot read them: {error}') from error
     return {

@@ -11,12 +11,13 @@ import torch
 from mmengine.registry import MODELS
 from torch import nn
 
-from .errors import CheckpointError, check_state, shorten
+from .errors import CheckpointError, check_finite, check_state, shorten
 from .reading import read_checkpoint
 
 SUPERNET_KEY = 'poa'
 FORMAT = 1
 TEACHER = 'teacher.backbone.'
+ElasticBackbone = Any  # one of poa_mm.models, which are above this package
 
 
 def describe_supernet(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,10 +67,10 @@ def load_teacher(
         in the checkpoint, that of ``backbone_cfg``.
 
     Raises:
-        CheckpointError: If the checkpoint is none of POA's, or does not fit the config.
+        CheckpointError: If the checkpoint is none of POA's, does not fit the config, or holds NaN or infinity.
     """
     checkpoint = read_checkpoint(path)
-    description = checkpoint.get(SUPERNET_KEY)
+    description: Any = checkpoint.get(SUPERNET_KEY)
     if description is None and backbone_cfg is None:
         raise CheckpointError(
             f'{path}: expected a POA checkpoint with an entry {SUPERNET_KEY!r}, found only {shorten(checkpoint)}'
@@ -82,7 +83,7 @@ def load_teacher(
             description = describe_supernet({'backbone': backbone_cfg})
         else:
             with torch.device('meta'):
-                _check_same_network(_build_described(description, path), backbone, path)
+                _compare(_build_described(description, path), backbone, path)
 
     weights = checkpoint.get('state_dict')
     weights = weights if isinstance(weights, Mapping) else {}
@@ -90,12 +91,13 @@ def load_teacher(
     if not teacher:
         raise CheckpointError(f'{path}: expected weights {TEACHER}*, found only {shorten(weights)}')
     check_state(backbone.state_dict(), teacher, f'{path}: {TEACHER}*')
+    check_finite(teacher, f'{path}: {TEACHER}*')
     backbone.load_state_dict(teacher)
     backbone.eval()  # mmpretrain's returns None
     return backbone, description
 
 
-def _build_described(description: Any, path: str | os.PathLike) -> nn.Module:
+def _build_described(description: Any, path: str | os.PathLike) -> ElasticBackbone:
     """The backbone that a checkpoint describes."""
     config = description.get('backbone') if isinstance(description, Mapping) else None
     if not isinstance(config, Mapping) or description.get('format') != FORMAT:
@@ -129,7 +131,7 @@ def _types(config: Any) -> Iterable[Any]:
             yield from _types(value)
 
 
-def check_same_supernet(description: Any, backbone: nn.Module, what: str | os.PathLike) -> None:
+def check_same_supernet(description: Any, backbone: ElasticBackbone, what: str | os.PathLike) -> None:
     """Check that a checkpoint's description is that of a given elastic backbone, the space of its subnets included.
 
     Args:
@@ -152,10 +154,18 @@ def check_same_supernet(description: Any, backbone: nn.Module, what: str | os.Pa
             f'{what}: the given config is not that of the checkpoint: its space is '
             f'{backbone.space.describe()}, in the checkpoint {described.space.describe()}'
         )
-    _check_same_network(described, backbone, what)
+    _compare(described, backbone, what)
 
 
-def _check_same_network(described: nn.Module, given: nn.Module, path: str | os.PathLike) -> None:
+def check_same_network(description: Any, backbone: ElasticBackbone, what: str | os.PathLike) -> None:
+    """As :func:`check_same_supernet`, but of the network at full size: its subnets may be others."""
+    with torch.device('meta'):
+        described = _build_described(description, what)
+    if type(described) is type(backbone):  # otherwise the names of the weights differ
+        _compare(described, backbone, what)
+
+
+def _compare(described: ElasticBackbone, given: ElasticBackbone, path: str | os.PathLike) -> None:
     """Find what the shapes of the weights do not show, such as the number of heads."""
     expected, found = (
         network.extract(network.space.largest)[0] | {name: getattr(network, name) for name in network.elastic_options}
@@ -170,7 +180,7 @@ def _check_same_network(described: nn.Module, given: nn.Module, path: str | os.P
         raise CheckpointError(f'{path}: the given config is not that of the checkpoint: {"; ".join(wrong)}')
 
 
-def _without_weights(network: nn.Module) -> nn.Module:
+def _without_weights(network: ElasticBackbone) -> ElasticBackbone:
     """A copy with parameters on the device ``meta``, whatever they are in ``network``, shards for instance."""
     params = {
         id(param): nn.Parameter(torch.empty(param.shape, device='meta'), param.requires_grad)

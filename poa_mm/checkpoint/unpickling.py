@@ -127,7 +127,7 @@ class _Unpickler(pickle.Unpickler):
         if full in _PLAIN:
             return _PLAIN[full]
         if full in _NUMBERS:
-            read = _NUMBERS[full]
+            read: Any = _NUMBERS[full]
             return type(name, (read,), {}) if isinstance(read, type) else lambda *args: read(*args)
         if full in _HARMLESS:
             return type(name, (_Inert,), {})

@@ -14,7 +14,7 @@ from mmengine.registry import DATA_SAMPLERS, DATASETS
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from .transforms.loading import BadImageError
+from .decoding import BadImageError
 
 # What randomness is for: the second number of a key of `seed_everything`, after the seed of the run.
 ORDER, SAMPLE, ITERATION = range(3)

@@ -20,6 +20,8 @@ import numpy as np
 from mmpretrain.datasets import FashionMNIST
 from PIL import Image
 
+from poa_mm.compat import check_downstream
+
 from .compositing import DARKEST, TEXTURES, background, paint, photographed, silhouette, tinted
 from .digits import Digits
 
@@ -253,7 +255,7 @@ def write_scenes(
     Raises:
         FileExistsError: If the folder exists and is not empty.
         FileNotFoundError: If an idx file is missing.
-        ValueError: If another argument is invalid.
+        ValueError: If another argument is invalid, or COCO's names are wanted and mmdet is not installed.
     """
     size = (size, size) if isinstance(size, int) else tuple(size)
     _check_choice('names', names, NAMES)
@@ -267,6 +269,10 @@ def write_scenes(
 
 
 def _library_names() -> tuple[str, ...]:
+    try:
+        check_downstream('mmdet')
+    except ImportError as error:
+        raise ValueError(f"names='library': {error}") from error
     from mmdet.datasets import CocoDataset  # slow to import
 
     return CocoDataset.METAINFO['classes']

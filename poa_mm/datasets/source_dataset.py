@@ -11,9 +11,10 @@ from mmcv.transforms import LoadImageFromFile
 from mmengine.registry import DATASETS
 from mmpretrain.datasets import BaseDataset
 
+from .decoding import BadImageError
 from .listing import SUFFIXES
 from .sources import ArrowSource, ImageSource, TarSource
-from .transforms.loading import BadImageError, SafeLoadImageFromFile
+from .transforms.loading import SafeLoadImageFromFile
 
 
 class SourceDataset(BaseDataset):

@@ -57,7 +57,8 @@ class ElasticLinear(nn.Linear, ElasticLayer):
 
     def sliced(self, in_features: int) -> tuple[Tensor, Tensor | None]:
         """Weight ``(out, in)``, alpha multiplied in, and bias ``(out,)`` in use for ``in_features`` inputs."""
-        out, bias = self.out_features // self.stacked, self.bias
+        out = self.out_features // self.stacked
+        bias: Tensor | None = self.bias
         if self.elastic_out:
             out = out * in_features // self.in_features
             if bias is not None:
@@ -155,7 +156,7 @@ class ElasticConv2d(nn.Conv2d, ElasticLayer):
         self.elastic_in = elastic_in
         self.elastic_out = elastic_out
 
-    def sliced(self, ratio: Fraction) -> Tensor:
+    def sliced(self, ratio: Fraction | int) -> Tensor:
         """Weight ``(out, in, rows, columns)`` in use at ``ratio`` of the full width, alpha multiplied in."""
         weight = self.weight[: int(self.out_channels * ratio)] if self.elastic_out else self.weight
         if not self.elastic_in:

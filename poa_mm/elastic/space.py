@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
+from typing import Any
 
 from .subnet import Subnet
 
@@ -30,11 +31,11 @@ class SubnetSpace:
         aliases: Mapping[str, Subnet | str] | None = None,
     ):
         self.widths = _checked_sizes('widths', widths)
-        depths = list(depths)
+        sizes: list[Any] = list(depths)
         self.stages: tuple[tuple[int, ...], ...] | None = None
-        if len(depths) > 1 and any(isinstance(stage, (list, tuple, range)) for stage in depths):
-            self.stages = tuple(_checked_sizes(f'depths[{i}]', stage) for i, stage in enumerate(depths))
-        self.depths = tuple(product(*self.stages)) if self.stages else _checked_sizes('depths', depths)
+        if len(sizes) > 1 and any(isinstance(stage, (list, tuple, range)) for stage in sizes):
+            self.stages = tuple(_checked_sizes(f'depths[{i}]', stage) for i, stage in enumerate(sizes))
+        self.depths: tuple[Any, ...] = tuple(product(*self.stages)) if self.stages else _checked_sizes('depths', sizes)
         self.aliases: dict[str, Subnet] = {}
         for name, subnet in (aliases or {}).items():
             self.aliases[name] = self.parse(subnet)
@@ -76,7 +77,7 @@ class SubnetSpace:
         found = self.aliases.get(subnet) if isinstance(subnet, str) else subnet
         if found is None:
             try:
-                found = Subnet.parse(subnet)
+                found = Subnet.parse(str(subnet))
             except ValueError as error:
                 raise ValueError(f'{error}; valid here: {self.describe()}') from None
         if found not in self:

@@ -16,8 +16,10 @@ from mmengine.config import Config
 from mmengine.dist import barrier, init_dist, is_distributed, is_main_process
 from mmengine.logging import print_log
 
+from poa_mm.compat import check_downstream
 from poa_mm.recipes import follow
 
+from .data_config import count_images, place_indices
 from .hooks.once import check_lists
 from .memory import keep_freed_memory
 from .preflight import check_data
@@ -40,9 +42,13 @@ def read_config(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the recipe has no such number.
+        ValueError: If the recipe has no such number, or a library that the config builds on is not installed.
     """
-    cfg = Config.fromfile(path)
+    try:
+        cfg = Config.fromfile(path)
+        check_downstream(cfg.get('default_scope'))
+    except ImportError as error:
+        raise ValueError(f'{path}: {error}') from error
     options = dict(options or {})
     if numbers := {key: options.pop(key) for key in list(options) if key.startswith('recipe.')}:
         follow(cfg, **{key.removeprefix('recipe.'): value for key, value in numbers.items()})
@@ -93,7 +99,7 @@ def leave_distributed() -> None:
 
 
 def prepare(cfg: Config, launcher: str, parts: Sequence[str] = ('train', 'val')) -> None:
-    """Look for the data, initialise the process group and fit ``cfg`` to the machine, before a Runner is built.
+    """Look for the data, initialise the process group and fit ``cfg`` to data and machine, before a Runner is built.
 
     Without a GPU, the process keeps the memory that it frees (:func:`~poa_mm.engine.memory.keep_freed_memory`).
 
@@ -107,12 +113,18 @@ def prepare(cfg: Config, launcher: str, parts: Sequence[str] = ('train', 'val'))
 
     Raises:
         FileNotFoundError: If data that the config names is missing.
-        ValueError: As :func:`init_distributed` and :func:`~poa_mm.engine.hooks.once.check_lists`.
+        ValueError: As :func:`init_distributed`, :func:`~poa_mm.engine.data_config.count_images` and
+            :func:`~poa_mm.engine.hooks.once.check_lists`.
     """
     check_lists(cfg)
     check_data(cfg, parts)
+    place_indices(cfg)
     init_distributed(launcher, cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout'))
+    if 'train' in parts:
+        count_images(cfg)
     cfg.launcher = launcher
+    if (cfg.get('randomness') or {}).get('deterministic'):
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # torch asks for it on GPUs
     if not torch.cuda.is_available():
         keep_freed_memory()
     if launcher != 'none' and not torch.cuda.is_available():

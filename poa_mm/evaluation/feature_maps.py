@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import cv2
 import mmcv
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from poa_mm.checkpoint import check_state, load_teacher, read_checkpoint
+from poa_mm.datasets import BadImageError, SafeLoadImageFromFile
 from poa_mm.elastic import Subnet
 
 from .report import write_whole
@@ -129,13 +129,12 @@ def read_images(paths: Iterable[str | os.PathLike], size: tuple[int, int]) -> np
 
 
 def _read_image(path: str | os.PathLike) -> np.ndarray:
-    try:
-        image = mmcv.imread(path)
-    except cv2.error:  # an empty file
-        image = None
-    if image is None:
-        raise ValueError(f'{path} is not an image that mmcv can read')
-    return image
+    with open(path, 'rb') as file:
+        content = file.read()
+    try:  # as pre-training decodes it
+        return SafeLoadImageFromFile()(dict(img_path=str(path), img_bytes=content))['img']
+    except BadImageError as error:
+        raise ValueError(f'{path} is not an image that can be used: {error.reason}') from error
 
 
 def _cropped(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.dist import all_reduce
-from mmengine.registry import MODELS
-from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 from poa_mm.elastic import Subnet
 
+from .data import EvaluationData, open_data
 from .features import extract_features, feature_batches
 from .progress import show_progress
-
-CONFIG_KEYS = ('bank', 'query', 'ks', 'temperature', 'subnets_per_pass')
 
 
 class NearestNeighbours:
@@ -128,6 +123,7 @@ def evaluate_knn(
     backbone: nn.Module,
     subnets: Iterable[Subnet | str] | None = None,
     progress: bool = True,
+    data: EvaluationData | None = None,
 ) -> dict[str, dict[str, float]]:
     """Score subnets by k-nearest neighbours as the paper does: the best k counts.
 
@@ -145,6 +141,7 @@ def evaluate_knn(
         backbone: An elastic backbone, or what :func:`load_backbone` returns, on the device to use.
         subnets: What to score. Default: all of ``backbone.space``.
         progress: Show progress on rank 0. Default: True.
+        data: What :func:`~poa_mm.evaluation.data.open_data` gave for ``cfg``. Default: opened here.
 
     Returns:
         On every rank, by subnet: ``accuracy`` in [0, 1] of the best ``k``, that ``k``, and the accuracy
@@ -157,36 +154,30 @@ def evaluate_knn(
     subnets = list(dict.fromkeys(map(backbone.space.parse, backbone.space if subnets is None else subnets)))
     if not subnets:
         raise ValueError('no subnet to score')
-    entry = _checked_entry(cfg)
-    loaders = [_build_loader(entry[name]) for name in ('bank', 'query')]
-    temperature = entry.get('temperature', 0.07)
-    ks = _checked_votes(entry.get('ks', (10, 20)), temperature, len(loaders[0].dataset))
-    preprocessor = _build_preprocessor(cfg)
-    number = entry.get('subnets_per_pass') or len(subnets)
-    passes = [subnets[start : start + number] for start in range(0, len(subnets), number)]
+    data = data or open_data(cfg)
+    temperature = data.entry.get('temperature', 0.07)
+    ks = _checked_votes(data.entry.get('ks', (10, 20)), temperature, len(data.bank.dataset))
     correct = torch.cat(
-        [_count_correct(backbone, part, *loaders, preprocessor, ks, temperature, progress) for part in passes]
+        [_count_correct(backbone, part, data, ks, temperature, progress) for part in data.passes(subnets)]
     )
-    accuracies = (correct.double() / len(loaders[1].dataset)).tolist()
+    accuracies = (correct.double() / len(data.query.dataset)).tolist()
     return {str(subnet): _score(dict(zip(ks, row))) for subnet, row in zip(subnets, accuracies)}
 
 
 def _count_correct(
     backbone: nn.Module,
     subnets: Sequence[Subnet],
-    bank: DataLoader,
-    query: DataLoader,
-    preprocessor: nn.Module,
+    data: EvaluationData,
     ks: Sequence[int],
     temperature: float,
     progress: bool,
 ) -> Tensor:
     """Correctly classified queries of all ranks, ``(subnets, ks)``."""
-    total = len(query.dataset) + len(bank.dataset)
+    total = len(data.query.dataset) + len(data.bank.dataset)
     with show_progress(f'k-NN, {len(subnets)} subnets', total, progress) as advance:
-        queries, query_labels = extract_features(backbone, query, preprocessor, subnets, advance, shard=True)
+        queries, query_labels = extract_features(backbone, data.query, data.preprocessor, subnets, advance, shard=True)
         searches = {subnet: NearestNeighbours(queries.pop(subnet), max(ks)) for subnet in subnets}
-        for features, labels in feature_batches(backbone, bank, preprocessor, subnets, advance):
+        for features, labels in feature_batches(backbone, data.bank, data.preprocessor, subnets, advance):
             for subnet, search in searches.items():
                 search.update(features[subnet], labels)
     correct = torch.tensor(
@@ -208,27 +199,3 @@ def _checked_votes(ks: Sequence[int], temperature: float, bank_size: int) -> lis
     if not temperature > 0:
         raise ValueError(f'temperature {temperature} is not positive')
     return ks
-
-
-def _checked_entry(cfg: Config) -> Mapping[str, Any]:
-    entry = cfg.get('knn')
-    if not isinstance(entry, Mapping):
-        raise ValueError("the config has no entry 'knn = dict(bank=..., query=...)'")
-    if not {'bank', 'query'} <= set(entry) <= set(CONFIG_KEYS):
-        raise ValueError(f'knn has the keys {sorted(entry)}; valid are {CONFIG_KEYS}, the first two needed')
-    if (number := entry.get('subnets_per_pass')) is not None and (not isinstance(number, int) or number < 1):
-        raise ValueError(f'subnets_per_pass {number} is not a positive number')
-    return entry
-
-
-def _build_loader(loader: Mapping[str, Any]) -> DataLoader:
-    # Fixed here, not in every config: order and completeness are what distributed extraction relies on.
-    fixed = {'sampler': {'type': 'DefaultSampler', 'shuffle': False}, 'drop_last': False}
-    loader = {'collate_fn': {'type': 'default_collate'}, **loader, **fixed}
-    return Runner.build_dataloader(loader, seed=0)
-
-
-def _build_preprocessor(cfg: Config) -> nn.Module:
-    # The two places where mmengine's Runner looks.
-    preprocessor = (cfg.get('model') or {}).get('data_preprocessor') or cfg.get('data_preprocessor') or {}
-    return MODELS.build({'type': 'SelfSupDataPreprocessor', **preprocessor})

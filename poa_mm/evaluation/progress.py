@@ -14,7 +14,9 @@ LOG_INTERVAL = 30  # seconds between lines where there is no terminal
 
 
 @contextmanager
-def show_progress(title: str, total: int, enabled: bool = True) -> Iterator[Callable[[int], None]]:
+def show_progress(
+    title: str, total: int, enabled: bool = True, unit: str = 'images'
+) -> Iterator[Callable[[int], None]]:
     """Show progress with the estimated time left on stderr, on rank 0 only.
 
     A bar on a terminal; elsewhere, such as in the log of a batch job, a line now and then.
@@ -23,9 +25,10 @@ def show_progress(title: str, total: int, enabled: bool = True) -> Iterator[Call
         title: What is going on.
         total: Number of images in all.
         enabled: Show anything. Default: True.
+        unit: What is counted. Default: 'images'.
 
     Yields:
-        A function to call with the number of images done since the last call.
+        A function to call with the number of them done since the last call.
     """
     if not enabled or not is_main_process():
         yield lambda done: None
@@ -34,15 +37,15 @@ def show_progress(title: str, total: int, enabled: bool = True) -> Iterator[Call
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn())
-        remaining = (TextColumn('images, left'), TimeRemainingColumn())
+        remaining = (TextColumn(f'{unit}, left'), TimeRemainingColumn())
         with Progress(*columns, *remaining, console=Console(stderr=True)) as bar:
             task = bar.add_task(title, total=total)
             yield lambda done: bar.advance(task, done)
     else:
-        yield _line_printer(title, total)
+        yield _line_printer(title, total, unit)
 
 
-def _line_printer(title: str, total: int) -> Callable[[int], None]:
+def _line_printer(title: str, total: int, unit: str) -> Callable[[int], None]:
     start = printed = time.monotonic()
     sofar = 0
 
@@ -53,6 +56,6 @@ def _line_printer(title: str, total: int) -> Callable[[int], None]:
         if now - printed >= LOG_INTERVAL or sofar == total:
             printed = now
             left = timedelta(seconds=round((now - start) / sofar * (total - sofar)))
-            print(f'{title}: {sofar}/{total} images, left {left}', file=sys.stderr, flush=True)
+            print(f'{title}: {sofar}/{total} {unit}, left {left}', file=sys.stderr, flush=True)
 
     return advance

@@ -10,14 +10,14 @@ import sys
 from functools import cache
 from pathlib import Path
 
-import mmdet
-import mmseg
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import HOOKS, MODELS, PARAM_SCHEDULERS, TRANSFORMS, DefaultScope
 from safetensors.torch import save_file
+
+mmdet, mmseg = pytest.importorskip('mmdet'), pytest.importorskip('mmseg')
 
 from poa_mm.checkpoint import CheckpointError, check_state
 from poa_mm.datasets.scenes import write_scenes

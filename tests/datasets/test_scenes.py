@@ -7,17 +7,20 @@ import numpy as np
 import pytest
 import torch
 from mmcv.transforms import LoadImageFromFile
-from mmdet.datasets import CocoDataset
-from mmdet.datasets.transforms import LoadAnnotations as LoadObjects
-from mmdet.evaluation import CocoMetric
 from mmpretrain.datasets import FashionMNIST
-from mmseg.datasets import ADE20KDataset
-from mmseg.datasets.transforms import LoadAnnotations as LoadClasses
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from poa_mm.datasets import Digits
 from poa_mm.datasets.scenes import Scenes, _occlude, _Sprite, compose_scene, load_items, semantic_classes, write_scenes
+
+pytest.importorskip('mmdet')
+pytest.importorskip('mmseg')
+from mmdet.datasets import CocoDataset
+from mmdet.datasets.transforms import LoadAnnotations as LoadObjects
+from mmdet.evaluation import CocoMetric
+from mmseg.datasets import ADE20KDataset
+from mmseg.datasets.transforms import LoadAnnotations as LoadClasses
 
 SETTINGS = dict(source='digits', size=(96, 128), objects=(4, 10), seed=3)
 COUNTS = dict(train=12, val=4)

@@ -1,8 +1,8 @@
 import pytest
 import torch
-from mmdet.registry import MODELS as MMDET
 from mmengine.registry import MODELS, DefaultScope
-from mmseg.registry import MODELS as MMSEG
+
+MMDET, MMSEG = (pytest.importorskip(f'{library}.registry').MODELS for library in ('mmdet', 'mmseg'))
 
 from poa_mm.deploy.downstream import classifier, detector, linear_segmentor, resnet, segmentor, swin, vit
 from poa_mm.elastic import Subnet

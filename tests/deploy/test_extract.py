@@ -126,9 +126,15 @@ def test_weights_say_where_they_come_from(checkpoint, extracted):
         'source_sha256': file_sha256(checkpoint),
         'poa_mm': poa_mm.__version__,
     }
-    assert torch.load(extracted['pth'] / 'poa_32x2.pth', weights_only=True)['meta'] == expected
+    found = torch.load(extracted['pth'] / 'poa_32x2.pth', weights_only=True)['meta']
     with safe_open(extracted['safetensors'] / 'poa_32x2.safetensors', 'pt') as file:
-        assert file.metadata() == {'format': 'pt', **expected}
+        assert file.metadata() == {'format': 'pt', **found}
+    backbone, normalisation = json.loads(found.pop('backbone')), json.loads(found.pop('data_preprocessor'))
+    assert found == expected
+    assert normalisation == dict(mean=[1.5, 2.5, 3.5], std=[4.0, 5.0, 6.0], to_rgb=True)
+    config = Config.fromfile(extracted['pth'] / 'poa_32x2.py').model.backbone.to_dict()
+    config.pop('init_cfg')
+    assert backbone == json.loads(json.dumps(config))
 
 
 def test_later_extractions_join_the_manifest(checkpoint, tmp_path, same_tensors):
@@ -260,6 +266,7 @@ def downstream(checkpoint, tmp_path_factory):
 
 
 def downstream_config(folder, library):
+    pytest.importorskip(library)
     return Config.fromfile(folder / f'poa_48x4_{library}.py')
 
 
@@ -316,6 +323,8 @@ FAMILIES = [('vit', '48x4'), ('swin', '24x3'), ('resnet', '8x3-4-6-3'), ('resnet
 def test_configs_of_every_family_take_the_weights_and_compute_what_the_supernet_does(
     family, subnet, supernets, supernet_file, tmp_path
 ):
+    for library in LIBRARIES:
+        pytest.importorskip(library)
     extract_subnets(supernet_file(family), [subnet], tmp_path, libraries=LIBRARIES)
     supernet, _ = load_teacher(supernet_file(family))
     images = torch.randn(2, 3, 64, 96)

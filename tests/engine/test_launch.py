@@ -1,7 +1,10 @@
+import os
+
 import pytest
 import torch
 from mmengine.config import Config
 
+from poa_mm import compat
 from poa_mm.engine import launch
 
 
@@ -46,6 +49,25 @@ def test_sync_bn_of_a_distributed_cpu_run(monkeypatch, launcher, expected):
     assert found == [dict(type=expected, requires_grad=True)] * 3
     assert (model.type, model.name) == ('EncoderDecoder', 'SyncBN')
     assert cfg.sync_bn == (None if launcher == 'pytorch' else 'torch')
+
+
+def test_a_config_of_a_library_that_is_not_there(tmp_path, monkeypatch):
+    (tmp_path / 'some.py').write_text("default_scope = 'mmdet'\n")
+    monkeypatch.setattr(compat, 'find_spec', lambda name: None)
+    with pytest.raises(ValueError, match=r'some\.py: mmdet is not installed'):
+        launch.read_config(tmp_path / 'some.py')
+
+
+def test_a_deterministic_run_is_prepared_for_gpus(monkeypatch):
+    name = 'CUBLAS_WORKSPACE_CONFIG'
+    monkeypatch.setenv(name, 'mine')
+    launch.prepare(Config(dict(randomness=dict(deterministic=True))), 'none')
+    assert os.environ[name] == 'mine'
+    monkeypatch.delenv(name)
+    launch.prepare(Config(dict(randomness=dict(seed=1))), 'none')
+    assert name not in os.environ
+    launch.prepare(Config(dict(randomness=dict(deterministic=True))), 'none')
+    assert os.environ[name] == ':4096:8'
 
 
 def test_config_with_options_and_work_dir(tmp_path):

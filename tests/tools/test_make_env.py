@@ -47,7 +47,7 @@ def make_env(machine, *args, **env):
 def test_unknown_stack(machine):
     done = make_env(machine, 'pytorch')
     assert done.returncode == 1
-    assert "unknown stack 'pytorch'; valid: onedl, openmmlab" in done.stderr
+    assert "unknown stack 'pytorch'; valid: onedl, openmmlab, light" in done.stderr
 
 
 @pytest.mark.parametrize(('stack', 'version'), [('onedl', '3.13'), ('openmmlab', '3.12')])
@@ -55,6 +55,14 @@ def test_no_suitable_python(machine, stack, version):
     done = make_env(machine, stack, FAKE_VERSION=version)
     assert done.returncode == 1
     assert f"stack '{stack}' needs Python 3.11 or 3.10" in done.stderr
+
+
+def test_a_python_of_pyenv_that_is_not_active(machine):
+    (machine / 'python3').rename(machine / 'hidden')
+    interpreter = machine.parent / '.pyenv' / 'versions' / '3.11.7' / 'bin' / 'python'
+    interpreter.parent.mkdir(parents=True)
+    interpreter.symlink_to(machine / 'hidden')
+    assert 'Python headers are missing' in make_env(machine, FAKE_HEADER='/nowhere').stderr
 
 
 def test_no_compiler(machine):
@@ -66,20 +74,34 @@ def test_no_headers(machine):
     assert 'Python headers are missing: /nowhere/Python.h' in make_env(machine, FAKE_HEADER='/nowhere/Python.h').stderr
 
 
-def test_no_disk(machine):
+def free_gib(machine, gib):
     (machine / 'df').unlink()
-    (machine / 'df').write_text('#!/bin/bash\necho Filesystem\necho "x 9 9 3145728 9% /"\n')
+    (machine / 'df').write_text(f'#!/bin/bash\necho Filesystem\necho "x 9 9 {gib * 2**20} 9% /"\n')
     (machine / 'df').chmod(0o755)
-    assert 'has 3 GiB free' in make_env(machine).stderr
+
+
+def test_no_disk(machine):
+    free_gib(machine, 3)
+    assert 'has 3 GiB free, 14 GiB are needed' in make_env(machine).stderr
+
+
+def test_the_light_stack_needs_no_compiler_and_less_disk(machine):
+    (machine / 'g++').unlink()
+    free_gib(machine, 9)
+    assert 'has 9 GiB free, 10 GiB are needed' in make_env(machine, 'light', FAKE_HEADER='/nowhere').stderr
+
+
+def test_only_if_ready(machine):
+    """`make demo` asks so; nothing is built and nothing said."""
+    done = make_env(machine, '--ready', 'onedl')
+    assert (done.returncode, done.stdout, done.stderr) == (1, '', '')
 
 
 def test_a_build_that_fails_is_not_taken_for_an_environment(machine):
     """With all checks passed, the fake interpreter cannot make an environment."""
     (machine / 'date').symlink_to('/bin/date')
     (machine / 'rm').symlink_to('/bin/rm')
-    (machine / 'df').unlink()
-    (machine / 'df').write_text('#!/bin/bash\necho Filesystem\necho "x 9 9 99999999 9% /"\n')
-    (machine / 'df').chmod(0o755)
+    free_gib(machine, 99)
     done = make_env(machine)
     assert done.returncode == 1
     assert "'python3 -m venv' failed" in done.stderr
@@ -99,6 +121,7 @@ def test_a_ready_environment_is_found_again(machine):
     env = machine.parent / 'envs' / f'onedl-{key}'
     env.mkdir(parents=True)
     (env / '.ready').touch()
-    done = make_env(machine, FAKE_HEADER='/nowhere')
-    assert done.returncode == 0
-    assert done.stdout.strip() == str(env)
+    for arguments in ([], ['--ready', 'onedl']):
+        done = make_env(machine, *arguments, FAKE_HEADER='/nowhere')
+        assert done.returncode == 0
+        assert done.stdout.strip() == str(env)

@@ -12,6 +12,9 @@ from mmengine.registry import MODELS, DefaultScope
 
 from poa_mm.datasets.scenes import write_scenes
 
+pytest.importorskip('mmdet')
+pytest.importorskip('mmseg')
+
 TOOLS = Path(__file__).parents[2] / 'tools'
 SHARED = """
 custom_imports = dict(imports=['poa_mm'])

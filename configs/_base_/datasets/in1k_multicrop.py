@@ -3,7 +3,6 @@
 train_root = 'data/imagenet/train'
 
 data_preprocessor = dict(
-    type='SelfSupDataPreprocessor',
     mean=[123.675, 116.28, 103.53],
     std=[58.395, 57.12, 57.375],
     to_rgb=True,
@@ -48,7 +47,7 @@ train_dataloader = dict(
 
 # --- k-NN evaluation with labels: tools/eval_knn.py ------------------------------------------
 knn_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='SafeLoadImageFromFile'),
     dict(type='ResizeEdge', scale=256, edge='short', backend='pillow', interpolation='bicubic'),
     dict(type='CenterCrop', crop_size=224),
     dict(type='PackInputs'),

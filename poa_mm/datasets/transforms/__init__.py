@@ -1,3 +1,4 @@
+from ..decoding import BadImageError
 from .affine_crop import RandomAffineCrop
 from .block_mask import BlockMask
 from .fast import (
@@ -8,7 +9,7 @@ from .fast import (
     FastRandomGrayscale,
     FastRandomResizedCrop,
 )
-from .loading import BadImageError, SafeLoadImageFromFile
+from .loading import SafeLoadImageFromFile
 from .random_background import RandomBackground
 
 __all__ = [

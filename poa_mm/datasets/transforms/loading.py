@@ -2,56 +2,61 @@
 
 from __future__ import annotations
 
-import io
-import warnings
+from collections.abc import Sequence
 
 import mmcv
+import numpy as np
 from mmcv.transforms import LoadImageFromFile
 from mmengine import fileio
 from mmengine.registry import TRANSFORMS
-from PIL import Image, UnidentifiedImageError
 
-
-class BadImageError(ValueError):
-    """An image file that cannot be used.
-
-    Args:
-        reason: What is wrong with it.
-        path: The file. Default: not known.
-    """
-
-    def __init__(self, reason: str, path: str | None = None):
-        super().__init__(reason if path is None else f'{path}: {reason}')
-        self.reason = reason
-        self.path = path
+from ..decoding import WHITE, BadImageError, decode, open_header
 
 
 @TRANSFORMS.register_module()
 class SafeLoadImageFromFile(LoadImageFromFile):
-    """``LoadImageFromFile`` that has one error for all that can be wrong with a file.
+    """``LoadImageFromFile`` that has one error for all that can be wrong with a file, and reads more of them.
 
     The size is read off the header before anything is decoded, so that a decompression bomb does no harm. Truncated
-    files, of which decoders return as much as there is, are told by their missing end. Whole files are decoded as
-    ``LoadImageFromFile`` does: CMYK, palettes, 16 bits and grey end as 8 bits BGR, upright by their EXIF orientation.
+    files, of which decoders return as much as there is, are told by their missing end. Whole files end as 8 bits BGR,
+    upright; ordinary JPEG and PNG files are decoded as ``LoadImageFromFile`` does, for the others see
+    :mod:`poa_mm.datasets.decoding`.
 
     In a pre-training run, :class:`~poa_mm.datasets.SeededDataset` reads another image instead of a bad one.
 
     Args:
         max_pixels: Pixels of the largest image. Default: 64 million, such as 8,000 x 8,000.
-        **kwargs: Of ``LoadImageFromFile``; but ``ignore_empty``, for there is no image that is None.
+        ground: What shines through where an image is transparent: a level, or red, green and blue. Default: white.
+        value_range: Values that become black and white, of images with more than 8 bits, such as (0, 4095). Default:
+            found for each image by its largest value, see :func:`~poa_mm.datasets.levels.full_range`.
+        **kwargs: Of ``LoadImageFromFile``; but ``ignore_empty``, for there is no image that is None. Another
+            ``color_type`` or ``imdecode_backend`` than the default decodes as ``LoadImageFromFile`` does.
 
     Raises:
-        ValueError: If ``max_pixels`` is below 1, or ``ignore_empty`` is set.
+        ValueError: If an option is out of range, or ``ignore_empty`` is set.
         BadImageError: By :meth:`transform`, if the file is missing, empty, truncated, too large or no image.
     """
 
-    def __init__(self, max_pixels: int = 64_000_000, **kwargs):
+    def __init__(
+        self,
+        max_pixels: int = 64_000_000,
+        ground: int | Sequence[int] = WHITE,
+        value_range: Sequence[float] | None = None,
+        **kwargs,
+    ):
         if max_pixels < 1:
             raise ValueError(f'max_pixels {max_pixels} is below 1')
         if kwargs.get('ignore_empty'):
             raise ValueError('ignore_empty must not be set: an image that cannot be used is a BadImageError')
+        levels = [ground] if isinstance(ground, int) else list(ground)
+        if len(levels) not in (1, 3) or not all(0 <= level <= 255 for level in levels):
+            raise ValueError(f'ground {ground} is neither a level in 0..255 nor three of them')
+        if value_range is not None and not (len(value_range) == 2 and value_range[0] < value_range[1]):
+            raise ValueError(f'value_range {value_range} must be two rising numbers')
         super().__init__(**kwargs)
         self.max_pixels = max_pixels
+        self.ground = ground
+        self.value_range = value_range
 
     def transform(self, results: dict) -> dict:
         """Add ``img``, ``img_shape`` and ``ori_shape`` to ``results``."""
@@ -60,8 +65,7 @@ class SafeLoadImageFromFile(LoadImageFromFile):
             content = results.pop('img_bytes', None)  # of sources that are no files
             if content is None:
                 content = fileio.get(path, backend_args=self.backend_args)
-            check_image(content, self.max_pixels)
-            image = mmcv.imfrombytes(content, flag=self.color_type, backend=self.imdecode_backend)
+            image = self._decoded(content)
         except Exception as error:  # decoders raise whatever they stumble over: struct.error, SyntaxError, cv2.error ..
             raise BadImageError(str(error) or type(error).__name__, str(path)) from error
         if image is None:
@@ -69,35 +73,8 @@ class SafeLoadImageFromFile(LoadImageFromFile):
         image = image.astype('float32') if self.to_float32 else image
         return dict(results, img=image, img_shape=image.shape[:2], ori_shape=image.shape[:2])
 
-
-def check_image(content: bytes, max_pixels: int) -> None:
-    """Check a file's header and end. Pixels are decoded only where these leave doubt that the file is whole.
-
-    Args:
-        content: The file.
-        max_pixels: Pixels of the largest image.
-
-    Raises:
-        BadImageError, OSError: If the file is empty, truncated or no image, or the image is too large.
-    """
-    if not content:
-        raise BadImageError('the file is empty')
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # of a size that is about to be checked, and of odd metadata
-        try:
-            image = Image.open(io.BytesIO(content))  # the header only
-        except UnidentifiedImageError:  # its message has an address in memory, which is another in each run
-            raise BadImageError('the file is no image, or of an unknown format') from None
-        width, height = image.size
-        if width * height > max_pixels:
-            raise BadImageError(f'{width} x {height} pixels are more than {max_pixels}')
-        if not _has_end(content, image.format):
-            image.load()  # raises where data is missing
-
-
-def _has_end(content: bytes, format: str) -> bool:
-    """Whether the file surely is not truncated."""
-    if format in ('JPEG', 'MPO'):
-        # The end marker (EOI) behind the start of the last scan (SOS): a thumbnail before it has an end of its own.
-        return content.rfind(b'\xff\xd9') > content.rfind(b'\xff\xda')
-    return format == 'PNG' and content.endswith(b'IEND\xaeB`\x82')
+    def _decoded(self, content: bytes) -> np.ndarray | None:
+        if self.color_type == 'color' and self.imdecode_backend in ('cv2', None):
+            return decode(content, self.max_pixels, self.ground, self.value_range)
+        open_header(content, self.max_pixels)
+        return mmcv.imfrombytes(content, flag=self.color_type, backend=self.imdecode_backend)

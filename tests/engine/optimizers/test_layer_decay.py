@@ -1,13 +1,14 @@
 import copy
 from functools import cache
 
-import mmdet
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
+
+mmdet = pytest.importorskip('mmdet')
 
 from poa_mm.engine.optimizers.layer_decay import depth_function
 
