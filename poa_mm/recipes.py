@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from mmengine.config import Config
 
 LENGTHS = ('warmup', 'ramp', 'freeze')
+COUNT = 'data'  # in the place of a number of images that is not known yet
 
 
 class Schedule(NamedTuple):
@@ -42,7 +43,8 @@ class Recipe:
         batch_size: Images of one process in one iteration.
         gpus: Processes. Default: 1.
         accumulate: Iterations of one update. Default: 1.
-        images: Images in an epoch. Needed for lengths in epochs. Default: None.
+        images: Images in an epoch, needed for lengths in epochs; ``'data'``: as many as the data has, which
+            :func:`~poa_mm.engine.data_config.count_images` counts when a run starts. Default: None.
         epochs: Length of the run.
         warmup_epochs: In which the learning rate rises, linearly, from almost 0. Default: 0.
         ramp_epochs: In which the teacher's temperature rises, and after which the patch loss starts. Default: 0.
@@ -74,7 +76,7 @@ class Recipe:
     batch_size: int
     gpus: int = 1
     accumulate: int = 1
-    images: int | None = None
+    images: int | str | None = None
     epochs: int | None = None
     warmup_epochs: int | None = None
     ramp_epochs: int | None = None
@@ -100,6 +102,8 @@ class Recipe:
         for name in ('batch_size', 'gpus', 'accumulate', 'lr_batch'):
             if not isinstance(value := getattr(self, name), int) or value < 1:
                 raise ValueError(f'recipe.{name} {value!r} is not a positive whole number')
+        if self.images is not None and self.images != COUNT and (not isinstance(self.images, int) or self.images < 1):
+            raise ValueError(f'recipe.images {self.images!r} is neither a positive whole number nor {COUNT!r}')
         given = {
             unit: [name for name in names if getattr(self, name) is not None]
             for unit, names in dict(
@@ -112,6 +116,9 @@ class Recipe:
             raise ValueError(f'recipe has lengths in epochs and in iterations, {both}; one unit is needed')
         if self.epochs is None and self.max_iters is None:
             raise ValueError('recipe needs its length: epochs or max_iters')
+        for name in ('epochs', 'max_iters'):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise ValueError(f'recipe.{name} {value!r} is not positive')
         if self.epochs is not None and not self.images:
             raise ValueError(f'recipe of {self.epochs} epochs needs the number of images')
 
@@ -122,7 +129,9 @@ class Recipe:
 
     @property
     def epoch_iters(self) -> int:
-        """Iterations of an epoch: whole updates, at least one; without ``images`` 1."""
+        """Iterations of an epoch: whole updates, at least one. Without images 1, before they are counted an update."""
+        if self.images == COUNT:
+            return self.accumulate
         return max(self.images // self.global_batch, 1) * self.accumulate if self.images else 1
 
     @property
@@ -210,7 +219,9 @@ def _schedule(recipe: Recipe) -> Schedule:
         dict(type='SupernetCheckpointHook'),
     ]
     # A run without warm-up has no scheduler for it: mmengine refuses one of length 0.
-    return Schedule(optim_wrapper, param_scheduler[not warmup :], custom_hooks, dict(max_iters=max_iters))
+    # Images that are not counted yet go to the loop, which refuses to run before they are.
+    train_cfg = dict(max_iters=max_iters, **(dict(images=COUNT) if recipe.images == COUNT else {}))
+    return Schedule(optim_wrapper, param_scheduler[not warmup :], custom_hooks, train_cfg)
 
 
 # --- a config that follows other numbers ------------------------------------------------------

@@ -10,12 +10,14 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from poa_mm.checkpoint import read_checkpoint
+from poa_mm.engine.data_config import use_data
 from poa_mm.engine.hooks import StrictPretrainedHook
 from poa_mm.engine.hooks.model import model_of
 from poa_mm.engine.hooks.once import check_hooks
 from poa_mm.engine.launch import LAUNCHERS, leave_distributed, prepare, read_config
 from poa_mm.engine.pretrained import load_pretrained
 from poa_mm.engine.resume import check_resumable, set_start
+from poa_mm.recipes import follow
 
 AMP_WRAPPERS = {'OptimWrapper': 'AmpOptimWrapper', 'POAOptimWrapper': 'POAAmpOptimWrapper'}
 
@@ -29,6 +31,16 @@ def parse_args() -> argparse.Namespace:
         nargs='?',
         const='auto',
         help='go on from this checkpoint; without a value, from the latest in the work dir',
+    )
+    parser.add_argument(
+        '--data',
+        metavar='PATH',
+        help='pre-train on these images: a folder, tar shards, Parquet or Arrow',
+    )
+    parser.add_argument('--epochs', type=int, metavar='N', help='length of pre-training, in passes over the images')
+    parser.add_argument('--batch-size', type=int, metavar='B', help='images of a process in an iteration')
+    parser.add_argument(
+        '--allow-other-data', action='store_true', help='go on although the images are others than the checkpoint saw'
     )
     parser.add_argument('--amp', action='store_true', help='train in mixed precision')
     parser.add_argument(
@@ -46,9 +58,16 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> None:
     """Write the command line's choices into ``cfg``.
 
     Raises:
-        ValueError: If the config's optimizer wrapper has no mixed-precision counterpart, or there is no batch
-            size to scale the learning rate by.
+        ValueError: If the config's optimizer wrapper has no mixed-precision counterpart, there is no batch size to
+            scale the learning rate by, or the config has no recipe whose numbers could be changed.
+        FileNotFoundError: If there are no images at the place that is given.
     """
+    if args.data is not None:
+        use_data(cfg, args.data)
+    if numbers := {name: value for name in ('epochs', 'batch_size') if (value := getattr(args, name)) is not None}:
+        follow(cfg, **numbers)
+    if args.allow_other_data:
+        cfg.train_cfg.allow_other_data = True
     if args.amp:
         wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
         wrapper = wrapper if isinstance(wrapper, str) else wrapper.__name__  # a class, in a config in pure Python

@@ -19,6 +19,7 @@ from mmengine.logging import print_log
 from poa_mm.compat import check_downstream
 from poa_mm.recipes import follow
 
+from .data_config import count_images, place_indices
 from .hooks.once import check_lists
 from .memory import keep_freed_memory
 from .preflight import check_data
@@ -98,7 +99,7 @@ def leave_distributed() -> None:
 
 
 def prepare(cfg: Config, launcher: str, parts: Sequence[str] = ('train', 'val')) -> None:
-    """Look for the data, initialise the process group and fit ``cfg`` to the machine, before a Runner is built.
+    """Look for the data, initialise the process group and fit ``cfg`` to data and machine, before a Runner is built.
 
     Without a GPU, the process keeps the memory that it frees (:func:`~poa_mm.engine.memory.keep_freed_memory`).
 
@@ -112,11 +113,15 @@ def prepare(cfg: Config, launcher: str, parts: Sequence[str] = ('train', 'val'))
 
     Raises:
         FileNotFoundError: If data that the config names is missing.
-        ValueError: As :func:`init_distributed` and :func:`~poa_mm.engine.hooks.once.check_lists`.
+        ValueError: As :func:`init_distributed`, :func:`~poa_mm.engine.data_config.count_images` and
+            :func:`~poa_mm.engine.hooks.once.check_lists`.
     """
     check_lists(cfg)
     check_data(cfg, parts)
+    place_indices(cfg)
     init_distributed(launcher, cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout'))
+    if 'train' in parts:
+        count_images(cfg)
     cfg.launcher = launcher
     if not torch.cuda.is_available():
         keep_freed_memory()

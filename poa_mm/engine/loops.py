@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from poa_mm.checkpoint import CheckpointError
+from poa_mm.recipes import COUNT
 
 from ..datasets.resumable import ITERATION, ResumableSampler, SeededDataset, seed_everything
 from .hooks.preemption_hook import outlive_signals
@@ -38,10 +39,14 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         allow_other_ranks: Whether a checkpoint of another number of ranks or batch size may be resumed. Each sample
             that is left of the pass over the data is then read once, but by another rank or in another iteration;
             the learning rate is left as it is. Default: False.
+        allow_other_data: Whether a checkpoint of a run on other images may be resumed. The run goes on at the same
+            position of another order of images. Default: False.
+        images: Of a recipe: must have been counted. Default: None.
         **kwargs: Of mmengine's ``IterBasedTrainLoop``, such as ``val_interval``.
 
     Raises:
         TypeError: If the dataloader is not a config or has another sampler.
+        ValueError: If ``images`` is ``'data'``, so that the lengths of the run are not known.
     """
 
     def __init__(
@@ -50,9 +55,17 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         dataloader: Mapping[str, Any],
         max_iters: int,
         allow_other_ranks: bool = False,
+        allow_other_data: bool = False,
+        images: int | str | None = None,
         **kwargs,
     ):
+        if images == COUNT:
+            raise ValueError(
+                f'the lengths of this recipe follow from the number of images (images={COUNT!r}), which tools/train.py '
+                'counts; elsewhere, call poa_mm.engine.data_config.count_images(cfg) before the runner is built'
+            )
         self.allow_other_ranks = allow_other_ranks
+        self.allow_other_data = allow_other_data
         self._start = (0, 0)  # an iteration, and how many samples all ranks have read before it
         super().__init__(runner, _build_loader(runner, dataloader), max_iters, **kwargs)
 
@@ -66,23 +79,26 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         start, samples = self._start
         return samples + (iteration - start) * self.samples_per_iter
 
-    def state_dict(self, iteration: int) -> dict[str, int]:
+    def state_dict(self, iteration: int) -> dict[str, int | str]:
         """What a resume before ``iteration`` needs: the same on every rank."""
+        source = getattr(self.dataloader.dataset.dataset, 'source', None)
         return dict(
             seed=self.dataloader.sampler.seed,
             samples=self.samples_before(iteration),
             batch_size=self.dataloader.batch_size,
             world_size=get_world_size(),
+            images=len(self.dataloader.dataset),
+            digest=getattr(source, 'digest', ''),  # of the names of the images
         )
 
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
+    def load_state_dict(self, state: Mapping[str, int | str]) -> None:
         """Go on where ``state`` was taken, at the loop's present iteration.
 
         Raises:
-            CheckpointError: If the batches were others, and this is not allowed.
+            CheckpointError: If the batches or the images were others, and this is not allowed.
         """
         own = self.state_dict(self._iter)
-        missing = own.keys() - state.keys()
+        missing = own.keys() - state.keys() - {'images', 'digest'}  # which older checkpoints lack
         if missing:
             raise CheckpointError(f'the position in the data lacks {sorted(missing)}; got {dict(state)}')
         if not self.allow_other_ranks and any(state[key] != own[key] for key in ('world_size', 'batch_size')):
@@ -91,11 +107,34 @@ class ResumableTrainLoop(IterBasedTrainLoop):
                 + 'this one has {world_size} and {batch_size}; '.format(**own)
                 + 'train_cfg.allow_other_ranks=True resumes it with other batches than it would have had'
             )
+        self._compare_data(state, own)
         self.dataloader.sampler.seed = state['seed']
         self._start = (self._iter, state['samples'])
 
+    def _compare_data(self, state: Mapping[str, int | str], own: Mapping[str, int | str]) -> None:
+        """Data that has changed has another order, and a recipe in epochs another length."""
+        if 'images' not in state:
+            return
+        if state['images'] != own['images']:
+            difference = f'{state["images"]:,} images, the data has {own["images"]:,} now'
+        elif state['digest'] and own['digest'] and state['digest'] != own['digest']:
+            difference = f'{state["images"]:,} images of other names'
+        else:
+            return
+        if not self.allow_other_data:
+            raise CheckpointError(
+                f'the checkpoint is of a run on {difference}; --allow-other-data '
+                '(train_cfg.allow_other_data=True) goes on with what is there'
+            )
+        self.runner.logger.warning(f'Goes on from a run on {difference}; the order of the images is another.')
+
     def run(self) -> nn.Module:
         """Train, as the parent class does, but begin with the sample that is due."""
+        images, iterations = len(self.dataloader.dataset), self._max_iters
+        self.runner.logger.info(
+            f'{images:,} images; the run of {iterations:,} iterations of {self.samples_per_iter:,} reads each '
+            f'{iterations * self.samples_per_iter / images:.1f} times'
+        )
         self.runner.call_hook('before_train')
         self.runner.call_hook('before_train_epoch')
         self.dataloader.sampler.start = self.samples_before(self._iter)

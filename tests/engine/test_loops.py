@@ -124,7 +124,7 @@ def test_without_a_seed_a_resumed_run_has_that_of_its_start(config, train, resum
 def test_position_is_written(config, train):
     train()
     entry = torch.load(Path(config.work_dir, 'iter_3.pth'), weights_only=False)['poa']
-    assert entry['data'] == dict(seed=0, samples=24, batch_size=8, world_size=1)
+    assert entry['data'] == dict(seed=0, samples=24, batch_size=8, world_size=1, images=1433, digest='')
 
 
 def test_other_batches_are_refused(config, train, resume):

@@ -199,3 +199,45 @@ def test_no_such_config(tmp_path, monkeypatch, capfd):
     with pytest.raises(SystemExit, match='2'):
         run(monkeypatch, tmp_path / 'none.py')
     assert 'none.py' in capfd.readouterr().err
+
+
+# --- one's own images ------------------------------------------------------------------------
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """The config that the whole command makes of a folder of 50 images, as far as the data is counted."""
+    (tmp_path / 'images').mkdir()
+    for index in range(50):
+        (tmp_path / 'images' / f'{index}.jpg').touch()
+
+    def configured(*argv, base='vits_folder.py'):
+        work_dir = ['--work-dir', str(tmp_path / 'work_dirs' / 'x')]
+        monkeypatch.setattr(sys, 'argv', ['train.py', str(BASE.with_name(base)), *work_dir, *argv])
+        args = train.parse_args()
+        cfg = read_config(args.config, args.cfg_options, args.work_dir)
+        train.merge_args(cfg, args)
+        train.prepare(cfg, args.launcher)
+        return cfg
+
+    return configured
+
+
+def test_the_whole_command_for_ones_own_images(own, tmp_path):
+    cfg = own('--data', str(tmp_path / 'images'), '--epochs', '20', '--batch-size', '1')
+    assert (cfg.recipe.images, cfg.recipe.epochs, cfg.train_dataloader.batch_size) == (50, 20, 1)
+    assert cfg.train_cfg.max_iters == 20 * 3 * 16  # updates of 16 batches of 1 image
+    assert cfg.param_scheduler[1].end == cfg.train_cfg.max_iters
+    assert cfg.optim_wrapper.optimizer.lr == pytest.approx(0.004 * (16 / 1024) ** 0.5)
+    assert cfg.train_dataloader.dataset.cache_dir == str(tmp_path / 'work_dirs' / 'image_index')
+    assert own('--data', str(tmp_path / 'images'), '--allow-other-data').train_cfg.allow_other_data
+
+
+def test_the_data_of_another_recipe(own, tmp_path):
+    cfg = own('--data', str(tmp_path / 'images'), base='vits_in1k_1gpu.py')
+    assert (cfg.recipe.images, cfg.train_cfg.max_iters) == (50, 100 * 16)
+
+
+def test_one_line_for_data_that_is_not_there(own, tmp_path):
+    with pytest.raises(FileNotFoundError, match='nowhere'):
+        own('--data', str(tmp_path / 'nowhere'))
+    with pytest.raises(ValueError, match='epochs'):
+        own('--data', str(tmp_path / 'images'), '--epochs', '0')

@@ -3,7 +3,7 @@
 from .arrow import ArrowSource
 from .base import ImageSource
 from .folder import FileSource, FolderSource
-from .guess import guess_source
+from .guess import guess_dataset, guess_source
 from .shards import ShardError, find_shards
 from .tar import TarSource
 
@@ -15,5 +15,6 @@ __all__ = [
     'ShardError',
     'TarSource',
     'find_shards',
+    'guess_dataset',
     'guess_source',
 ]
