@@ -164,7 +164,7 @@ def _check_same_network(described: ElasticBackbone, given: ElasticBackbone, path
     )
     wrong = [
         f'{key} is {found.get(key)!r}, in the checkpoint {expected.get(key)!r}'
-        for key in sorted(expected | found)
+        for key in sorted((expected | found).keys() - set(described.training_options))
         if found.get(key) != expected.get(key)
     ]
     if wrong:

@@ -30,7 +30,8 @@ def transformer_cost(
     mlp_ratio: float | Fraction = 4,
     qkv_bias: bool = True,
     layer_scale: bool = True,
-    final_norm: bool = True,
+    norms: int = 1,
+    stem_bias: bool = True,
 ) -> Cost:
     """Cost of a plain vision transformer without a classification head.
 
@@ -43,7 +44,8 @@ def transformer_cost(
         mlp_ratio: Hidden channels of the MLP over ``width``; a fraction where a float would round. Default: 4.
         qkv_bias: Bias on query, key and value. Default: True.
         layer_scale: LayerScale on both branches. Default: True.
-        final_norm: LayerNorm after the last block. Default: True.
+        norms: LayerNorms beside the blocks'. Default: 1, after the last block.
+        stem_bias: Bias of the patch projection. Default: True.
     """
     length = tokens + extra_tokens
     hidden = int(width * mlp_ratio)
@@ -56,9 +58,9 @@ def transformer_cost(
     )  # fmt: skip
     params = (
         depth * (matrices + vectors)
-        + (patch_inputs + 1) * width
+        + (patch_inputs + stem_bias) * width
         + (length + extra_tokens) * width  # position embedding and class token
-        + (2 * width if final_norm else 0)
+        + norms * 2 * width
     )
     attention = 2 * length * length * width  # queries by keys, then weights by values
     flops = 2 * (depth * (length * matrices + attention) + tokens * patch_inputs * width)
