@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import torch
 from mmcv.cnn.bricks.transformer import PatchEmbed
 from mmengine.model import BaseModule
+from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -42,6 +44,30 @@ def _layer_scale(width: int, init_value: float) -> nn.Module:
 def dropout(rate: float) -> nn.Module:
     """Dropout, or nothing at a rate of 0."""
     return nn.Dropout(rate) if rate > 0 else nn.Identity()
+
+
+def resize_positions(
+    pos_embed: Tensor, source: tuple[int, int], target: tuple[int, int], mode: str, extra_tokens: int
+) -> Tensor:
+    """Position embeddings ``(1, L, D)`` for another grid, by mmpretrain's ``resize_pos_embed``.
+
+    Args:
+        pos_embed: Those of ``extra_tokens``, which stay, then those of the grid.
+        source: Rows and columns that they are for.
+        target: Rows and columns that are needed.
+        mode: Of the interpolation.
+        extra_tokens: Tokens before those of the grid.
+    """
+    if tuple(target) != tuple(source) and pos_embed.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return resize_by_product(pos_embed, source, target, mode, extra_tokens)
+    return resize_pos_embed(pos_embed, source, target, mode, extra_tokens)
+
+
+def resize_by_product(pos_embed: Tensor, *args: Any) -> Tensor:
+    """As :func:`resize_positions`, by a product with a matrix: GPUs interpolate back with sums in random order."""
+    with torch.autocast(pos_embed.device.type, enabled=False):
+        weights = resize_pos_embed(torch.eye(pos_embed.shape[1], device=pos_embed.device)[None], *args)  # (1, L', L)
+        return weights.to(pos_embed.dtype) @ pos_embed
 
 
 class ElasticPatchEmbed(PatchEmbed, ElasticLayer):

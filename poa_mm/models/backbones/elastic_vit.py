@@ -13,7 +13,6 @@ from mmengine.registry import MODELS
 from mmengine.utils import to_2tuple
 from mmpretrain.models.backbones import VisionTransformer
 from mmpretrain.models.backbones.base_backbone import BaseBackbone
-from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor, nn
 
 from poa_mm.elastic import (
@@ -28,7 +27,7 @@ from poa_mm.elastic import (
 )
 
 from .elastic_backbone import Features, run_block
-from .elastic_transformer import ElasticEncoderLayer, ElasticPatchEmbed, dropout
+from .elastic_transformer import ElasticEncoderLayer, ElasticPatchEmbed, dropout, resize_positions
 from .vit_config import vit_config
 
 
@@ -320,12 +319,9 @@ class ElasticVisionTransformer(VisionTransformer):
             x = torch.where(mask.unsqueeze(-1), leading(self.mask_token, width).to(x.dtype), x)
         if self.with_cls_token:
             x = torch.cat([leading(self.cls_token, width).expand(len(x), -1, -1), x], dim=1)
-        pos_embed = resize_pos_embed(
-            leading(self.pos_embed, width),
-            self.patch_resolution,
-            grid,
-            mode=self.interpolate_mode,
-            num_extra_tokens=self.num_extra_tokens,
+        pos_embed = leading(self.pos_embed, width)
+        pos_embed = resize_positions(
+            pos_embed, self.patch_resolution, grid, self.interpolate_mode, self.num_extra_tokens
         )
         return self.pre_norm(self.drop_after_pos(x + pos_embed)), grid
 

@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 from poa_mm.elastic import ElasticLinear, Subnet
 from poa_mm.models import ElasticVisionTransformer
+from poa_mm.models.backbones.elastic_transformer import resize_by_product, resize_positions
 
 ARCH = dict(embed_dims=64, num_layers=4, num_heads=4, feedforward_channels=256)
 SUBNETS = [Subnet(width, depth) for width in (32, 48, 64) for depth in (2, 3, 4)]
@@ -407,3 +408,14 @@ def test_what_a_supernet_cannot_do_is_said(elastic_vit, options, message):
 def test_blocks_that_differ_are_refused(elastic_vit):
     with pytest.raises(TypeError, match='layer_cfgs has to be a dict: all blocks of a supernet are alike'):
         elastic_vit(layer_cfgs=[dict(drop_rate=0.1)] * 4)
+
+
+@pytest.mark.parametrize('mode', ['bicubic', 'bilinear'])
+def test_resizing_as_a_product_is_the_same(elastic_vit, mode):
+    """Which GPUs do to be deterministic."""
+    network = elastic_vit(interpolate_mode=mode)
+    resizes = resize_positions, resize_by_product
+    found = [resize(network.pos_embed, network.patch_resolution, (2, 7), mode, 1) for resize in resizes]
+    assert_close(*found)
+    grads = [torch.autograd.grad(value.square().sum(), network.pos_embed)[0] for value in found]
+    assert_close(*grads)
