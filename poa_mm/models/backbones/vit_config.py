@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from poa_mm.elastic import Subnet, kept_blocks
 
-if TYPE_CHECKING:
-    from .elastic_vit import ElasticVisionTransformer
+ElasticVisionTransformer = Any  # which imports this module
 
 
 def vit_config(network: ElasticVisionTransformer, subnet: Subnet) -> dict[str, Any]:
