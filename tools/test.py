@@ -12,7 +12,9 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from poa_mm.checkpoint import read_checkpoint
 from poa_mm.engine.config_keys import READ_BY_A_RUN
+from poa_mm.engine.contracts import check_recorded_classes
 from poa_mm.engine.hooks.model import model_of
 from poa_mm.engine.launch import LAUNCHERS, leave_distributed, prepare, read_config
 from poa_mm.engine.options import add_config_options
@@ -77,7 +79,7 @@ def keep_predictions(cfg: Config, path: str) -> None:
 
 
 def build(args: argparse.Namespace) -> Runner:
-    """The runner with the checkpoint's weights, before any data is loaded."""
+    """The runner with the checkpoint's weights, before anything is scored."""
     cfg = read_config(args.config, args.cfg_options, args.work_dir, READS)
     for name in ('test_dataloader', 'test_evaluator', 'test_cfg'):
         if cfg.get(name) is None:
@@ -90,6 +92,8 @@ def build(args: argparse.Namespace) -> Runner:
     prepare(cfg, args.launcher, parts=['test'])
     runner = Runner.from_cfg(cfg)
     load_weights(model_of(runner), args.checkpoint)
+    meta = read_checkpoint(args.checkpoint, weights=False).get('meta') or {}
+    check_recorded_classes(meta, runner.test_dataloader.dataset, args.checkpoint, 'test_dataloader.dataset')
     return runner
 
 

@@ -10,6 +10,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from poa_mm.checkpoint import read_checkpoint
+from poa_mm.engine.contracts import check_contracts, check_recorded_classes
 from poa_mm.engine.data_config import use_data
 from poa_mm.engine.hooks import StrictPretrainedHook
 from poa_mm.engine.hooks.model import model_of
@@ -81,10 +82,8 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> None:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise ValueError("--auto-scale-lr needs a config with 'auto_scale_lr.base_batch_size'")
         cfg.auto_scale_lr.enable = True
-    if (
-        args.resume not in (None, 'auto')
-        and (other := (args.cfg_options or {}).get('load_from', args.resume)) != args.resume
-    ):
+    other = (args.cfg_options or {}).get('load_from')
+    if other is not None and args.resume not in (None, 'auto', other):
         raise OptionError(f'--resume {args.resume} and load_from={other}: a run starts from one checkpoint')
 
 
@@ -98,7 +97,7 @@ def train(args: argparse.Namespace) -> None:
 
 
 def build(cfg: Config, args: argparse.Namespace) -> Runner:
-    """The runner, after everything has been checked that can be without loading data."""
+    """The runner, after everything has been checked that can be before the first step."""
     resumed = set_start(cfg, args.resume)
     if 'runner_type' in cfg:  # may build its model later
         return RUNNERS.build(cfg)
@@ -107,7 +106,11 @@ def build(cfg: Config, args: argparse.Namespace) -> Runner:
     strict = next((hook for hook in runner.hooks if isinstance(hook, StrictPretrainedHook)), StrictPretrainedHook())
     strict.check(model_of(runner))
     if resumed:
-        check_resumable(read_checkpoint(resumed, weights=False), model_of(runner), resumed)
+        checkpoint = read_checkpoint(resumed, weights=False)
+        check_resumable(checkpoint, model_of(runner), resumed)
+    check_contracts(runner)
+    if resumed:
+        check_recorded_classes(checkpoint['meta'], runner.train_dataloader.dataset, resumed, 'train_dataloader.dataset')
     return runner
 
 
