@@ -126,7 +126,7 @@ class Worker:
                 continue
             path = unit.folder(self.work_dir) / f'scores_{subnet}.json'
             if not path.exists():
-                scores = frozen_scores(ClassFeature(backbone, subnet), cfg, data, unit.seed)
+                scores = frozen_scores(ClassFeature(backbone, subnet), cfg, data, unit.seed, linear=subnet in sizes)
                 if row.few_labels and subnet in sizes:
                     for name in SHARES:
                         scores[name] = few_labels(CutOut(backbone, subnet), name, cfg, data, unit.seed)
