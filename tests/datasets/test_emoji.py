@@ -72,10 +72,10 @@ def test_what_is_no_package_is_refused_and_nothing_written(package, tmp_path):
     with pytest.raises(ValueError, match='every 1'):
         write_emoji(package, out, every=1)
     (package / 'img' / 'twitter' / '64' / '1f603.png').write_text('no image')
-    with pytest.raises(ValueError, match='1f603.png is not an image'):
+    with pytest.raises(ValueError, match='is not an image'):
         write_emoji(package, out)
     (package / 'img' / 'twitter' / '64' / '1f603.png').unlink()
-    with pytest.raises(ValueError, match='1f603.png, which it lacks'):
+    with pytest.raises(ValueError, match='which it lacks'):
         write_emoji(package, out)
     assert not out.exists()
 
