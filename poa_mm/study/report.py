@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
+from poa_mm.elastic import Cost
 from poa_mm.evaluation.report import write_whole
 
 from .evidence import SCORES, Entry, read_evidence, summarise
@@ -41,25 +42,36 @@ def write_report(
         ValueError: If the json is not valid, or the page has a mark of an unknown name.
     """
     entries, page = read_evidence(evidence), Path(page)
-    figures = Path(evidence).parent / 'evidence'
     written: list[Path] = []
-    parts: dict[str, str] = {}
-    for data, config in (configs or DATA).items():
-        if any(entry.data == data for entry in entries):
-            backbone = MODELS.build(dict(Config.fromfile(config).model.backbone))
-            params = {str(subnet): backbone.cost(subnet).params for subnet in backbone.space}
-            flops = {str(subnet): backbone.cost(subnet).flops for subnet in backbone.space}
-            sizes = [str(subnet) for subnet in three_sizes(backbone.space)]
-            params = dict(sorted(params.items(), key=lambda item: item[1]))
-            written += draw_figures(entries, data, params, sizes, figures).values()
-            parts |= {f'{data}.{name}': text for name, text in tables(entries, data, sizes, flops).items()}
+    for data, sizes, costs in _networks(entries, configs):
+        params = {subnet: cost.params for subnet, cost in sorted(costs.items(), key=lambda item: item[1].params)}
+        written += draw_figures(entries, data, params, sizes, Path(evidence).parent / 'evidence').values()
     if page.exists():
         text = page.read_text(encoding='utf-8')
-        new = fill(text, parts)
+        new = fill(text, parts_of(entries, configs))
         if new != text:
             write_whole(page, lambda path: path.write_text(new, encoding='utf-8'))
             written.append(page)
     return written
+
+
+def parts_of(entries: Sequence[Entry], configs: Mapping[str, Path] | None = None) -> dict[str, str]:
+    """The tables of all data sets by the names of their marks, such as ``'fashion_mnist.knn'``."""
+    parts = {}
+    for data, sizes, costs in _networks(entries, configs):
+        flops = {subnet: cost.flops for subnet, cost in costs.items()}
+        parts |= {f'{data}.{name}': text for name, text in tables(entries, data, sizes, flops).items()}
+    return parts
+
+
+def _networks(
+    entries: Sequence[Entry], configs: Mapping[str, Path] | None
+) -> Iterator[tuple[str, list[str], dict[str, Cost]]]:
+    """Of each data set: its name, the three sizes, and the cost of every subnet."""
+    for data, config in (configs or DATA).items():
+        backbone = MODELS.build(dict(Config.fromfile(config).model.backbone))
+        costs = {str(subnet): backbone.cost(subnet) for subnet in backbone.space}
+        yield data, [str(subnet) for subnet in three_sizes(backbone.space)], costs
 
 
 def fill(text: str, parts: Mapping[str, str]) -> str:
@@ -157,7 +169,7 @@ def _minutes(entries: Sequence[Entry], row: str, data: str, subnet: str | None) 
     return sum(seconds.values()) / len(seconds) / 60 if seconds else None
 
 
-def _line(points: Mapping[float, float]):
+def _line(points: Mapping[float, float]) -> Callable[[float], float]:
     """The straight line of least squares."""
     xs, ys = list(points), list(points.values())
     mean_x, mean_y = sum(xs) / len(xs), sum(ys) / len(ys)
