@@ -3,7 +3,7 @@
     npm pack emoji-datasource-twitter@16.0.0
     python tools/dataset_converters/emoji.py emoji-datasource-twitter-16.0.0.tgz data/emoji
     python tools/train.py configs/poa/swint_emoji.py
-    python tools/eval_knn.py configs/poa/swint_emoji.py work_dirs/swint_emoji/iter_1500.pth
+    python tools/eval_knn.py configs/poa/swint_emoji.py work_dirs/swint_emoji/iter_2000.pth
 
 The network and the recipe are those of `swint_fmnist.py`, in colour. POA_EMOJI is the folder, if it is another one.
 `docs/evidence.md` has the scores; the classes, for scoring, are the nine categories of the package.
