@@ -279,8 +279,8 @@ def test_a_branch_that_is_not_there(branches, config, tmp_path):
     torch.save({'teacher': branches['teacher']}, tmp_path / 'teacher.pth')
     torch.save({'student': branches['student']}, tmp_path / 'student.pth')
     for file, branch, message in (
-        ('teacher', 'student', 'expected a student, found a teacher only'),
-        ('student', None, 'expected a teacher, found a student only'),
+        ('teacher', 'student', r'expected a student, found only a teacher \(--branch\)'),
+        ('student', None, r'expected a teacher, found only a student \(--branch\)'),
         ('teacher', 'ema', "branch 'ema' is not one of teacher, student"),
     ):
         with pytest.raises(ValueError, match=message):
