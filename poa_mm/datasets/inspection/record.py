@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ..bands import read_bands
-from ..decoding import ORIENTATION, BadImageError, decode
+from ..bands import NUMPY_MARK, PNG_MARK, read_bands
+from ..decoding import ORIENTATION, TIFF_MARKS, decode
 
 DARK = 16  # of 255: what 99 of 100 pixels of a near-black image are below
 MAX_PIXELS = 64_000_000
@@ -89,7 +89,7 @@ def examine(content: bytes | np.ndarray, name: str) -> Record:
         record.size = record.pixels.shape[1::-1]
     except Exception as error:  # decoders raise whatever they stumble over
         record.error = ' '.join(str(getattr(error, 'reason', None) or error or type(error).__name__).split())
-        record.kind = _kind(content, record.error, error)
+        record.kind = _kind(content, record.error)
         record.pixels = None
     return record
 
@@ -114,30 +114,29 @@ def _describe(record: Record, content: bytes) -> None:
 
 def _load(record: Record, content: bytes) -> None:
     """Its pixels, by the way that suits them."""
-    values = None
-    if record.mode in ('', 'F', 'I') or record.mode.startswith('I;') or content[:6] == b'\x93NUMPY' or _is_deep(content):
+    if record.mode.startswith(('I', 'F')) or content.startswith(NUMPY_MARK) or _may_be_deep(content):
         values = read_bands(content, MAX_PIXELS)
-    if values is not None and (values.dtype != np.uint8 or values.shape[2] not in (1, 3)):
-        record.mode = record.mode if values.shape[2] <= 4 and record.mode else 'bands'
-        record.channels, record.bits, record.deep = values.shape[2], _bits(values.dtype), True
-        record.pixels = values
-        return
+        if values.dtype != np.uint8 or not record.mode:  # Pillow does not know it
+            record.mode = record.mode or 'bands'
+            record.channels, record.bits, record.deep = values.shape[2], _bits(values.dtype), True
+            record.pixels = values
+            return
     record.pixels = decode(content, MAX_PIXELS)[..., ::-1]
 
 
-def _is_deep(content: bytes) -> bool:
-    """Whether a PNG has 16 bits, of which Pillow's mode keeps quiet where there are colours, or a file is a TIFF."""
-    return (content[:8] == b'\x89PNG\r\n\x1a\n' and content[24:25] == b'\x10') or content[:4] in (b'II*\0', b'MM\0*')
+def _may_be_deep(content: bytes) -> bool:
+    """Whether a file is a PNG of 16 bits, of which Pillow's mode keeps quiet where there are colours, or a TIFF."""
+    return (content.startswith(PNG_MARK) and content[24:25] == b'\x10') or content[:4] in TIFF_MARKS
 
 
 def _bits(dtype: np.dtype) -> str:
     return f'{dtype.itemsize * 8}' + {'f': ' float', 'i': ' signed'}.get(dtype.kind, '')
 
 
-def _kind(content: bytes | np.ndarray, reason: str, error: Exception) -> str:
+def _kind(content: bytes | np.ndarray, reason: str) -> str:
     if isinstance(content, bytes) and not content:
         return 'empty'
     words = reason.lower()
-    if isinstance(error, BadImageError) and 'are more than' in words:
+    if 'are more than' in words or 'exceeds limit' in words:
         return 'too large'
     return 'truncated' if 'truncat' in words or 'broken data stream' in words or 'not enough' in words else 'unreadable'
