@@ -50,7 +50,7 @@ optim_wrapper, param_scheduler, custom_hooks, train_cfg = schedule(**recipe)
 # --- model -----------------------------------------------------------------------------------
 model = dict(
     type='POA',
-    data_preprocessor=dict(type='SelfSupDataPreprocessor', mean=[78.0] * 3, std=[95.0] * 3),
+    data_preprocessor=dict(mean=[78.0] * 3, std=[95.0] * 3),
     backbone=dict(
         type='ElasticVisionTransformer',
         arch=dict(embed_dims=96, num_layers=6, num_heads=6, feedforward_channels=192),

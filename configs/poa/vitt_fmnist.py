@@ -32,7 +32,7 @@ optim_wrapper, param_scheduler, custom_hooks, train_cfg = schedule(**recipe)
 # --- model -----------------------------------------------------------------------------------
 model = dict(
     type='POA',
-    data_preprocessor=dict(type='SelfSupDataPreprocessor', mean=[72.9], std=[90.0]),
+    data_preprocessor=dict(mean=[72.9], std=[90.0]),
     backbone=dict(
         type='ElasticVisionTransformer',
         arch=dict(embed_dims=96, num_layers=4, num_heads=6, feedforward_channels=192),

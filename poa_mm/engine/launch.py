@@ -123,6 +123,8 @@ def prepare(cfg: Config, launcher: str, parts: Sequence[str] = ('train', 'val'))
     if 'train' in parts:
         count_images(cfg)
     cfg.launcher = launcher
+    if (cfg.get('randomness') or {}).get('deterministic'):
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # torch asks for it on GPUs
     if not torch.cuda.is_available():
         keep_freed_memory()
     if launcher != 'none' and not torch.cuda.is_available():

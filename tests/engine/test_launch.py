@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 from mmengine.config import Config
@@ -54,6 +56,18 @@ def test_a_config_of_a_library_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setattr(compat, 'find_spec', lambda name: None)
     with pytest.raises(ValueError, match=r'some\.py: mmdet is not installed'):
         launch.read_config(tmp_path / 'some.py')
+
+
+def test_a_deterministic_run_is_prepared_for_gpus(monkeypatch):
+    name = 'CUBLAS_WORKSPACE_CONFIG'
+    monkeypatch.setenv(name, 'mine')
+    launch.prepare(Config(dict(randomness=dict(deterministic=True))), 'none')
+    assert os.environ[name] == 'mine'
+    monkeypatch.delenv(name)
+    launch.prepare(Config(dict(randomness=dict(seed=1))), 'none')
+    assert name not in os.environ
+    launch.prepare(Config(dict(randomness=dict(deterministic=True))), 'none')
+    assert os.environ[name] == ':4096:8'
 
 
 def test_config_with_options_and_work_dir(tmp_path):

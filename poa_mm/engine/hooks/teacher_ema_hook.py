@@ -6,10 +6,13 @@ import math
 from collections.abc import Sequence
 
 import torch
+from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from torch import Tensor
 from torch.optim import Optimizer
 
+from ..optimizers import GuardedOptimWrapper
 from .model import model_of
 from .once import OnceHook
 
@@ -44,6 +47,7 @@ class TeacherEMAHook(OnceHook):
         self.momentum = tuple(momentum)
         self.stretch = stretch
         self._stepped = False
+        self._found_inf: Tensor | None = None
 
     def before_train(self, runner: Runner) -> None:
         """Find the pairs of parameters and listen to the optimizer."""
@@ -57,15 +61,21 @@ class TeacherEMAHook(OnceHook):
     def _note_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
         # A gradient scaler does not call step() on overflow, but for fused optimizers, which are
         # called, given the flag as an attribute and do nothing.
-        found_inf = getattr(optimizer, 'found_inf', None)
-        self._stepped = found_inf is None or not found_inf.item()
+        self._stepped, self._found_inf = True, getattr(optimizer, 'found_inf', None)
+
+    def _student_moved(self, optim_wrapper: OptimWrapper) -> bool:
+        """Whether there was an optimizer step since the last call."""
+        stepped, self._stepped = self._stepped, False
+        found_inf, self._found_inf = self._found_inf, None
+        if isinstance(optim_wrapper, GuardedOptimWrapper):
+            return stepped and not optim_wrapper.skipped  # which it knows without asking the device
+        return stepped and (found_inf is None or not found_inf.item())
 
     @torch.no_grad()
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Update the teacher if the student moved."""
-        if not self._stepped:
+        if not self._student_moved(runner.optim_wrapper):
             return
-        self._stepped = False
         momentum = cosine(*self.momentum, runner.iter, self.stretch * runner.max_iters)
         torch._foreach_lerp_(self._teacher, self._student, 1 - momentum)
         runner.message_hub.update_scalar('train/ema_momentum', momentum)

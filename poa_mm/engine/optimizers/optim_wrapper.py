@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
@@ -22,7 +23,7 @@ class GuardedOptimWrapper:
     Gradients are accumulated from where a run begins, also one that is resumed: the first update comes after
     ``accumulative_counts`` batches and is their mean.
 
-    The norms are read off the device once a step, as they are for the log.
+    The norms are read off the device once a step, as they are for the log; nothing else waits for it.
 
     Attributes:
         skipped (bool): Whether the step that this iteration was due for was left out.
@@ -58,18 +59,36 @@ class GuardedOptimWrapper:
             trained = [p for p in group['params'] if p.grad is not None]
             modules.setdefault(group.get('module', 'model'), []).extend(trained)
         by_norm = bool(self.clip_grad_kwargs) and self.grad_name == 'grad_norm'
-        finite = True
+        norms: dict[str, Tensor] = {}
         for name, params in modules.items():
             if not params:
                 continue
             # Without a limit, this only measures.
             limit = self.clip_grad_kwargs if by_norm else dict(max_norm=math.inf)
-            norm = torch.nn.utils.clip_grad_norm_(params, **limit).item()
-            finite = finite and math.isfinite(norm)
-            self.message_hub.update_scalar(f'train/grad_norm_{name}', norm)
+            norms[name] = torch.nn.utils.clip_grad_norm_(params, **limit)
             if self.clip_grad_kwargs and not by_norm:
                 self.clip_func(params, **self.clip_grad_kwargs)
-        return finite
+        found = {name: norm.item() for name, norm in norms.items()}  # the one time that a step waits for the device
+        for name, norm in found.items():
+            self.message_hub.update_scalar(f'train/grad_norm_{name}', norm)
+        return all(map(math.isfinite, found.values()))
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Load what the optimizer remembers; whether a step is fused stays this run's choice.
+
+        So a checkpoint of a GPU goes on without one, and the other way round.
+        """
+        options = ('fused', 'foreach')
+        groups = [
+            group | {key: mine[key] for key in options if key in group and key in mine}
+            for group, mine in zip(state_dict['param_groups'], self.optimizer.param_groups)
+        ]
+        # One group too many or too few is for torch to complain about.
+        groups += state_dict['param_groups'][len(groups) :]
+        state_dict = {**state_dict, 'param_groups': groups}
+        if not state_dict.get('loss_scaler', True):  # of a run without a scaler
+            del state_dict['loss_scaler']
+        super().load_state_dict(state_dict)
 
     def _note(self, skipped: bool, counts: bool = True) -> None:
         self.skipped = skipped
@@ -93,7 +112,16 @@ class POAAmpOptimWrapper(GuardedOptimWrapper, AmpOptimWrapper):
     """mmengine's ``AmpOptimWrapper``, guarded and clipping by module. The arguments are the same.
 
     Built by :class:`POAOptimWrapperConstructor`, it gives way to :class:`POAOptimWrapper` on the CPU.
+
+    With ``dtype='bfloat16'``, which reaches as far as float32, the default is no gradient scaler.
     """
+
+    def __init__(
+        self, loss_scale: str | float | dict = 'dynamic', dtype: str | torch.dtype | None = None, **options: Any
+    ):
+        if loss_scale == 'dynamic' and dtype in ('bfloat16', torch.bfloat16):
+            loss_scale = dict(enabled=False)
+        super().__init__(loss_scale=loss_scale, dtype=dtype, **options)
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
@@ -107,10 +135,11 @@ class POAAmpOptimWrapper(GuardedOptimWrapper, AmpOptimWrapper):
     def step(self, **kwargs) -> None:
         """Clip and step; the scaler leaves out the step if anything is not finite, and then lowers its scale."""
         scaler = self.loss_scaler
-        # Overflow says nothing about the run as long as a lower scale may mend it.
-        searching = self._scale_update_param is None and scaler.is_enabled() and scaler.get_scale() > 1
         scaler.unscale_(self.optimizer)
         finite = self._clip_grad()
-        scaler.step(self.optimizer, **kwargs)
+        # Overflow says nothing about the run as long as a lower scale may mend it.
+        searching = not finite and self._scale_update_param is None and scaler.is_enabled() and scaler.get_scale() > 1
+        if finite or scaler.is_enabled():  # a scaler knows when not to
+            scaler.step(self.optimizer, **kwargs)
         scaler.update(self._scale_update_param)
         self._note(skipped=not finite, counts=not searching)

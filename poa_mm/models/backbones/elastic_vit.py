@@ -255,14 +255,24 @@ class ElasticVisionTransformer(VisionTransformer):
                 raise ValueError(f'mask of shape {tuple(mask.shape)} does not fit tokens {tuple(x.shape[:2])}')
             x = torch.where(mask.unsqueeze(-1), leading(self.mask_token, width).to(x.dtype), x)
         x = torch.cat([leading(self.cls_token, width).expand(len(x), -1, -1), x], dim=1)
-        pos_embed = resize_pos_embed(
-            leading(self.pos_embed, width),
-            self.patch_resolution,
-            grid,
-            mode=self.interpolate_mode,
-            num_extra_tokens=self.num_extra_tokens,
-        )
+        pos_embed = leading(self.pos_embed, width)
+        if grid != tuple(self.patch_resolution) and x.is_cuda and torch.are_deterministic_algorithms_enabled():
+            pos_embed = self._weighted(pos_embed, grid)
+        else:
+            pos_embed = self._resized(pos_embed, grid)
         return x + pos_embed, grid
+
+    def _resized(self, pos_embed: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Position embeddings ``(1, L, D)`` for another grid."""
+        return resize_pos_embed(
+            pos_embed, self.patch_resolution, grid, mode=self.interpolate_mode, num_extra_tokens=self.num_extra_tokens
+        )
+
+    def _weighted(self, pos_embed: Tensor, grid: tuple[int, int]) -> Tensor:
+        """The same, as a product with a matrix: GPUs interpolate back with sums in random order."""
+        with torch.autocast(pos_embed.device.type, enabled=False):
+            weights = self._resized(torch.eye(pos_embed.shape[1], device=pos_embed.device)[None], grid)  # (1, L', L)
+            return weights.to(pos_embed.dtype) @ pos_embed
 
     def _blocks(self, subnet: Subnet) -> list[ElasticEncoderLayer]:
         return [self.layers[index] for index in kept_blocks(subnet.depth, self.num_layers)]

@@ -43,7 +43,7 @@ class SinkhornKnopp(nn.Module):
         # exp() is taken relative to each sample's peak, so that none underflows as a whole. What a sample
         # weighs against the others matters to the first share only: the scaling of its row cancels it.
         peak = parts.amax(dim=1).amax(dim=0)
-        highest = peak.max() if len(peak) else logits.new_tensor(-torch.inf)
+        highest = peak.max() if len(peak) else logits.new_full((), -torch.inf)
         all_reduce(highest, op='max')
         q = parts.sub_(peak).exp_()
         # Only the factors of rows and columns change from round to round; the matrix itself is scaled once, at the end.
@@ -80,8 +80,9 @@ class MeanCentering(nn.Module):
         """Targets ``(N, K)`` in float32 of teacher logits ``(N, K)``; then moves the centre."""
         logits = logits.float()
         targets = torch.softmax(((logits - self.centre) / temperature).T, dim=0).T  # laid out by prototype
-        total = torch.cat([logits.sum(dim=0), logits.new_tensor([len(logits)])])
+        total = torch.cat([logits.sum(dim=0), logits.new_full((1,), len(logits))])
         all_reduce(total)
-        if total[-1] > 0:
-            self.centre.lerp_((total[:-1] / total[-1]).unsqueeze(0), 1 - self.momentum)
+        mean = (total[:-1] / total[-1].clamp(min=1)).unsqueeze(0)
+        # The centre stays where nobody has a sample; the host need not know whether that is so.
+        self.centre.lerp_(mean, (1 - self.momentum) * (total[-1] > 0).to(mean))
         return targets

@@ -1,3 +1,4 @@
+from .data_preprocessor import MultiCropDataPreprocessor
 from .poa import POA
 
-__all__ = ['POA']
+__all__ = ['POA', 'MultiCropDataPreprocessor']

@@ -16,11 +16,16 @@ class MultiCropBatch(NamedTuple):
         global_views: ``(2 * B, C, H, W)``.
         local_views: ``(L * B, C, h, w)``; None without local crops.
         masks: Masked patches of the global views, boolean ``(2 * B, N)``, all False when there are none.
+        masked: The same as view and patch of each of the ``M`` masked patches, ``(2, M)``.
+        mask_shares: Share of each in a mean over the global views, in which all patches of a view count together as
+            one, ``(M,)``.
     """
 
     global_views: Tensor
     local_views: Tensor | None
     masks: Tensor
+    masked: Tensor
+    mask_shares: Tensor
 
     @property
     def num_rows(self) -> dict[str, int]:
@@ -32,11 +37,18 @@ class MultiCropBatch(NamedTuple):
         """Of the crops: ``'global'`` and, where there are any, ``'local'``."""
         return ('global',) if self.local_views is None else ('global', 'local')
 
+    def masked_of(self, patches: Tensor) -> Tensor:
+        """The masked ones ``(M, D)`` of the patches ``(2 * B, N, D)`` of the global views."""
+        return patches[self.masked[0], self.masked[1]]
+
     @classmethod
     def collate(
         cls, inputs: Sequence[Tensor], data_samples: Sequence | None, mask_grid: tuple[int, int], masked: bool
     ) -> MultiCropBatch:
         """Check and stack what the pipeline delivers.
+
+        How many patches are masked is known where the masks are. So they best come from the host
+        (:class:`MultiCropDataPreprocessor`): it would have to wait for a device to tell.
 
         Args:
             inputs: Views, each ``(B, C, H, W)``: two global crops of one size, then any number of local
@@ -52,11 +64,18 @@ class MultiCropBatch(NamedTuple):
         """
         check_views(inputs)
         global_views = torch.cat(list(inputs[:2]))
+        device = global_views.device
         if masked:
-            masks = _stack_masks(data_samples, len(inputs[0]), mask_grid).to(global_views.device)
+            masks = _stack_masks(data_samples, len(inputs[0]), mask_grid)
         else:
-            masks = global_views.new_zeros(len(global_views), mask_grid[0] * mask_grid[1], dtype=torch.bool)
-        return cls(global_views, torch.cat(list(inputs[2:])) if len(inputs) > 2 else None, masks)
+            masks = torch.zeros(len(global_views), mask_grid[0] * mask_grid[1], dtype=torch.bool)
+        number = masks.sum(dim=1, keepdim=True).clamp(min=1)  # (2B, 1)
+        shares = (1 / (len(masks) * number)).expand_as(masks)[masks]
+        return cls(
+            global_views,
+            torch.cat(list(inputs[2:])) if len(inputs) > 2 else None,
+            *(_sent(value, device) for value in (masks, masks.nonzero().T, shares)),
+        )
 
 
 def check_views(inputs: Sequence[Tensor]) -> None:
@@ -73,6 +92,13 @@ def check_views(inputs: Sequence[Tensor]) -> None:
         raise ValueError(f'the first two views must be global crops of one shape (B, C, H, W); got {shapes}')
     if len(set(shapes[2:])) > 1 or any(shape[:2] != shapes[0][:2] for shape in shapes[2:]):
         raise ValueError(f'the views from the third on must be local crops of one shape (B, C, h, w); got {shapes}')
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """``tensor`` on ``device``, without a wait for it."""
+    if device.type == 'cuda' and tensor.device.type == 'cpu':
+        tensor = tensor.pin_memory()  # a copy from other memory waits for all that the device has to do before
+    return tensor.to(device, non_blocking=True)
 
 
 def _stack_masks(data_samples: Sequence | None, batch: int, mask_grid: tuple[int, int]) -> Tensor:

@@ -96,7 +96,7 @@ class POA(BaseSelfSupervisor):
         centering: How teacher logits become targets: ``SinkhornKnopp`` or ``MeanCentering``.
             Default: ``dict(type='SinkhornKnopp')``.
         deck: ``sync`` and ``select_scale`` of the :class:`~poa_mm.elastic.SubnetDeck`. Default: neither.
-        data_preprocessor: Default: mmpretrain's ``SelfSupDataPreprocessor``.
+        data_preprocessor: Default type: :class:`MultiCropDataPreprocessor`.
         init_cfg: mmengine's initialisation config. Default: None.
 
     Raises:
@@ -122,6 +122,8 @@ class POA(BaseSelfSupervisor):
         backbone = MODELS.build(backbone) if isinstance(backbone, dict) else backbone
         if isinstance(head, dict):
             head = MODELS.build({'in_channels': backbone.feature_channels, **head})
+        if not isinstance(data_preprocessor, nn.Module):
+            data_preprocessor = {'type': 'MultiCropDataPreprocessor', **(data_preprocessor or {})}
         super().__init__(backbone=backbone, head=head, data_preprocessor=data_preprocessor, init_cfg=init_cfg)
         weights = dict(
             weight_is=weight_is,
@@ -215,7 +217,7 @@ class POA(BaseSelfSupervisor):
         """Centred targets of the unmasked global crops."""
         features = self.teacher['backbone'].extract_features(batch.global_views)
         num_cls = len(features.cls)
-        rows = torch.cat([features.cls, features.patch[batch.masks]])  # (2B + M, D)
+        rows = torch.cat([features.cls, batch.masked_of(features.patch)])  # (2B + M, D)
         targets = TeacherTargets([], [])
         heads = zip(self.teacher['head'].iterate(rows), self.class_centering, self.patch_centering)
         for logits, class_centering, patch_centering in heads:  # one head's logits at a time
@@ -230,7 +232,7 @@ class POA(BaseSelfSupervisor):
             rows = features = self.backbone.extract_features(batch.local_views, subnet).cls
         else:
             features, patches = self.backbone.extract_features(batch.global_views, subnet, batch.masks)
-            rows = torch.cat([features, patches[batch.masks]])
+            rows = torch.cat([features, batch.masked_of(patches)])
         return StudentOutput(features, self.head.embed(rows))
 
     def loss_terms(
@@ -365,9 +367,7 @@ class POA(BaseSelfSupervisor):
         objectives = {f'{name}_global': Targets(cls.T.roll(images, dims=1).T, share, scale)}
         if targets.patch:
             patch = targets.patch[head]
-            masked = batch.masks.sum(dim=1, keepdim=True).clamp(min=1)  # (2B, 1)
-            share = (1 / (num_cls * masked)).expand_as(batch.masks)[batch.masks]  # (M,)
-            objectives[f'{name}_patch'] = Targets(patch, share, scale * self.patch_weight, start=num_cls)
+            objectives[f'{name}_patch'] = Targets(patch, batch.mask_shares, scale * self.patch_weight, start=num_cls)
         return objectives
 
     def _same_view(self, probs: Tensor) -> Targets:

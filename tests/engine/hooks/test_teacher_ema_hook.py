@@ -1,9 +1,10 @@
 import pytest
 import torch
 from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper
 from torch.testing import assert_close
 
-from poa_mm.engine import TeacherEMAHook
+from poa_mm.engine import POAOptimWrapper, TeacherEMAHook
 from poa_mm.engine.hooks.teacher_ema_hook import cosine
 
 
@@ -60,14 +61,26 @@ def test_no_update_without_an_optimizer_step(run_config, build_runner):
 
 
 def test_a_skipped_step_is_not_a_step():
+    """A fused optimizer is called by the scaler in any case, with the flag as an attribute."""
+    hook = TeacherEMAHook()
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    for flag, moved in ((1.0, False), (0.0, True)):
+        optimizer.found_inf = torch.tensor(flag)
+        hook._note_step(optimizer, (), {})
+        assert hook._student_moved(OptimWrapper(optimizer)) is moved
+    assert not hook._student_moved(OptimWrapper(optimizer)), 'a step counts once'
+
+
+def test_a_guarded_wrapper_is_believed(monkeypatch):
     hook = TeacherEMAHook()
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     optimizer.found_inf = torch.tensor(1.0)
-    hook._note_step(optimizer, (), {})
-    assert not hook._stepped
-    optimizer.found_inf = torch.tensor(0.0)
-    hook._note_step(optimizer, (), {})
-    assert hook._stepped
+    monkeypatch.setattr(torch.Tensor, 'item', lambda tensor: pytest.fail('waits for the device'))
+    wrapper = POAOptimWrapper(optimizer)
+    for skipped in (True, False):
+        wrapper.skipped = skipped
+        hook._note_step(optimizer, (), {})
+        assert hook._student_moved(wrapper) is not skipped
 
 
 @pytest.mark.skipif(not hasattr(torch.amp, 'GradScaler'), reason='no gradient scaler for the CPU before torch 2.3')
@@ -78,12 +91,11 @@ def test_overflow_under_a_gradient_scaler_is_not_a_step():
     optimizer.register_step_post_hook(hook._note_step)
     scaler = torch.amp.GradScaler('cpu')
     for factor, stepped in ((float('inf'), False), (1.0, True)):
-        hook._stepped = False
         optimizer.zero_grad()
         scaler.scale((factor * param).sum()).backward()
         scaler.step(optimizer)
         scaler.update()
-        assert hook._stepped == stepped
+        assert hook._student_moved(OptimWrapper(optimizer)) == stepped
 
 
 @pytest.mark.parametrize('options', [dict(momentum=(0.9,)), dict(momentum=(0.9, 1.1)), dict(stretch=0.5)])

@@ -1,9 +1,12 @@
+import warnings
+
 import pytest
 import torch
 from mmengine.logging import MessageHub
 from torch import nn
 
 from poa_mm.engine import POAAmpOptimWrapper, POAOptimWrapper
+from poa_mm.engine.optimizers.constructor import has_fused_adamw
 
 
 @pytest.fixture
@@ -123,3 +126,57 @@ def test_the_model_knows_the_scale(amp_wrapper, wrapped):
     with amp_wrapper().optim_context(nn.DataParallel(model) if wrapped else model):
         assert model.loss_scale.item() == 4
         assert model(torch.ones(1, 2)).dtype == torch.bfloat16
+
+
+def test_bfloat16_needs_no_scaler(wrapper, monkeypatch):
+    monkeypatch.setattr('mmengine.optim.optimizer.amp_optimizer_wrapper.is_cuda_available', lambda: True)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        bfloat16 = POAAmpOptimWrapper(optimizer=wrapper.optimizer, dtype='bfloat16')
+        chosen = POAAmpOptimWrapper(optimizer=wrapper.optimizer, dtype='bfloat16', loss_scale=dict(enabled=False))
+    assert not bfloat16.loss_scaler.is_enabled() and not chosen.loss_scaler.is_enabled()
+    backbone, head = parameters(bfloat16)
+    bfloat16.update_params(backbone.sum() * float('nan') + head.sum())
+    assert (bfloat16.skipped, bfloat16.skipped_in_a_row) == (True, 1)
+    assert not (backbone.any() or head.any())
+    bfloat16.update_params(backbone.sum() + head.sum())
+    assert backbone.all() and head.all()
+    wrapper.load_state_dict(bfloat16.state_dict())
+    bfloat16.load_state_dict(wrapper.state_dict())
+
+
+def test_a_run_with_a_scaler_goes_on_from_one_without(amp_wrapper):
+    wrapper = amp_wrapper()
+    wrapper.load_state_dict({**wrapper.optimizer.state_dict(), 'loss_scaler': {}})
+    assert wrapper.loss_scaler.get_scale() == 4.0
+
+
+def adamw(fused, start):
+    param = nn.Parameter(start.clone())
+    return POAOptimWrapper(torch.optim.AdamW([dict(params=[param], lr=0.1, module='head')], fused=fused)), param
+
+
+@pytest.mark.parametrize('fused', [True, False])
+def test_a_fused_step_goes_on_as_one_that_is_not_and_back(fused):
+    if not has_fused_adamw(torch.device('cpu')):
+        pytest.skip('this torch has no fused AdamW for CPUs')
+    start, grads = torch.randn(20), torch.randn(4, 20)
+    straight, expected = adamw(None, start)
+    first, param = adamw(fused, start)
+    for index, grad in enumerate(grads):
+        if index == 2:
+            state, (first, param) = first.state_dict(), adamw(not fused, param.detach())
+            first.load_state_dict(state)
+            assert first.optimizer.param_groups[0]['fused'] is not fused
+            assert first.optimizer.param_groups[0]['module'] == 'head'
+        for wrapper, target in ((straight, expected), (first, param)):
+            target.grad = grad.clone()
+            wrapper.step()
+    torch.testing.assert_close(param, expected)
+
+
+def test_the_optimizer_of_another_network_is_refused(wrapper):
+    state = wrapper.state_dict()
+    state['param_groups'] = state['param_groups'] * 2
+    with pytest.raises(ValueError, match='different number of parameter groups'):
+        wrapper.load_state_dict(state)

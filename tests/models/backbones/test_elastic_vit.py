@@ -327,3 +327,13 @@ def test_get_layer_depth(network):
 def test_registered_in_the_root_registry():
     network = MODELS.build(dict(type='ElasticVisionTransformer', arch=ARCH, widths=(64,), depths=(4,), img_size=64))
     assert type(network) is ElasticVisionTransformer
+
+
+@pytest.mark.parametrize('mode', ['bicubic', 'bilinear'])
+def test_resizing_as_a_product_is_the_same(elastic_vit, mode):
+    """Which GPUs do to be deterministic."""
+    network = elastic_vit(interpolate_mode=mode)
+    found = [resize(network.pos_embed, (2, 7)) for resize in (network._resized, network._weighted)]
+    assert_close(*found)
+    grads = [torch.autograd.grad(value.square().sum(), network.pos_embed)[0] for value in found]
+    assert_close(*grads)

@@ -37,6 +37,22 @@ def test_masks_are_stacked_crop_major():
     assert masks.sum(dim=1).tolist() == [0, 1, 2, 3, 4, 5]
 
 
+def test_masked_patches_and_their_shares():
+    batch = collate(views(4, 4), samples(), masked=True)
+    assert torch.equal(batch.masked.T, batch.masks.nonzero())
+    patches = torch.randn(6, 6, 5)
+    assert torch.equal(batch.masked_of(patches), patches[batch.masks])
+    shares = torch.zeros(6, 6).index_put(tuple(batch.masked), batch.mask_shares)
+    assert_close(shares.sum(dim=1), torch.tensor([0, *[1 / 6] * 5]))  # of six views, the first has no masked patch
+    assert all(len(row[row > 0].unique()) <= 1 for row in shares)
+
+
+def test_masks_of_the_host_are_looked_at_there():
+    batch = collate([view.to('meta') for view in views(4, 4)], samples(), masked=True)
+    assert batch.masked.shape == (2, 15) and batch.masked.is_meta
+    assert batch.mask_shares.shape == (15,) and batch.mask_shares.is_meta
+
+
 def test_masks_are_read_row_by_row():
     data_samples = samples()
     data_samples[1].mask[1] = torch.tensor([[False, False, True], [True, False, False]])
@@ -46,8 +62,10 @@ def test_masks_are_read_row_by_row():
 
 @pytest.mark.parametrize('data_samples', [None, [], samples(), [DataSample()] * 3])
 def test_without_masks_nothing_is_masked_and_samples_are_not_looked_at(data_samples):
-    masks = collate(views(4, 4), data_samples).masks
-    assert masks.dtype == torch.bool and masks.shape == (6, 6) and not masks.any()
+    batch = collate(views(4, 4), data_samples)
+    assert batch.masks.dtype == torch.bool and batch.masks.shape == (6, 6) and not batch.masks.any()
+    assert batch.masked.shape == (2, 0) and batch.mask_shares.shape == (0,)
+    assert batch.masked_of(torch.ones(6, 6, 5)).shape == (0, 5)
 
 
 def test_local_crops_are_optional():
