@@ -50,6 +50,8 @@ def odd(tmp_path):
     """Twenty ordinary photographs and one of every oddity."""
     root = tmp_path / 'images'
     root.mkdir()
+    faint = photo(seed=34)
+    faint.putalpha(128)
     files = {f'ok{index:02d}.jpg': encoded(photo(seed=index)) for index in range(20)}
     files |= bad_files()
     files |= {
@@ -57,7 +59,7 @@ def odd(tmp_path):
         'cmyk.jpg': encoded(photo(seed=31).convert('CMYK')),
         'palette.png': encoded(photo(seed=32).quantize(16), 'PNG'),
         'bilevel.png': encoded(photo(seed=33).convert('1'), 'PNG'),
-        'alpha.webp': encoded(photo(seed=34).convert('RGBA'), 'WEBP'),
+        'alpha.webp': encoded(faint, 'WEBP'),
         'turned.JPG': turned(photo(seed=35)),
         'deep.png': encoded(Image.fromarray(np.arange(48 * 40, dtype=np.uint16).reshape(40, 48) * 30), 'PNG'),
         'same.jpg': files['ok03.jpg'],
@@ -101,7 +103,7 @@ def check_oddities(report):
     }
     assert (report['channels']['4'], report['channels']['13']) == (2, 1)
     assert (report['bits']['16'], report['bits']['1']) == (2, 1)
-    assert report['shorter_side'] == {'1..31': 1, '32..63': 29, '64..95': 1, '256..383': 1}
+    assert report['shorter_side'] == {'1..31': 1, '32..63': 31, '64..95': 1, '256..383': 1}
 
 
 def test_every_oddity_is_found(run, odd):
@@ -110,10 +112,8 @@ def test_every_oddity_is_found(run, odd):
     check_oddities(report)
     assert report['images'] == report['looked_at'] == 43
     assert report['left_out'] == {'.txt': 1}
-    assert (
-        report['suffixes'] == {'.jpg': 29, '.png': 11, '.webp': 1, '.bmp': 1, '.tif': 1}
-        or sum(report['suffixes'].values()) == 43
-    )
+    assert sum(report['suffixes'].values()) == 43
+    assert (report['suffixes']['.webp'], report['suffixes']['.tif']) == (1, 1)
     assert 'similar &lt;b&gt;.png' in page and 'similar <b>' not in page
     assert page.count('<img src="data:image/jpeg;base64,') >= 6
     assert 'inspected' in err
