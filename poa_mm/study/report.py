@@ -14,12 +14,19 @@ from poa_mm.elastic import Cost
 from poa_mm.evaluation.report import write_whole
 
 from .evidence import SCORES, Entry, read_evidence, summarise
-from .figures import SCORE_NAMES, draw_figures
+from .figures import SCORE_NAMES, figures_of, save
 from .rows import DATA, ROWS, three_sizes
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / 'docs' / 'evidence.md'
 EVIDENCE = ROOT / 'docs' / 'evidence.json'
+FIGURES = 'evidence'  # folder beside the json
+CAPTIONS = {
+    'params': 'k-NN accuracy over the number of parameters',
+    'heat_map': 'k-NN accuracy of every subnet of POA',
+    'ablation': 'k-NN accuracy without parts of the method',
+    'labels': 'accuracy over the share of labels',
+}
 MARK = re.compile(r'(<!-- begin (?P<name>[\w.]+) -->\n).*?(<!-- end (?P=name) -->)', re.DOTALL)
 
 
@@ -42,10 +49,11 @@ def write_report(
         ValueError: If the json is not valid, or the page has a mark of an unknown name.
     """
     entries, page = read_evidence(evidence), Path(page)
-    written: list[Path] = []
+    folder = Path(evidence).parent / FIGURES
+    written = []
     for data, sizes, costs in _networks(entries, configs):
-        params = {subnet: cost.params for subnet, cost in sorted(costs.items(), key=lambda item: item[1].params)}
-        written += draw_figures(entries, data, params, sizes, Path(evidence).parent / 'evidence').values()
+        figures = figures_of(entries, data, _params(costs), sizes)
+        written += [save(figure, folder / f'{data}_{name}.png') for name, figure in figures.items()]
     if page.exists():
         text = page.read_text(encoding='utf-8')
         new = fill(text, parts_of(entries, configs))
@@ -56,12 +64,21 @@ def write_report(
 
 
 def parts_of(entries: Sequence[Entry], configs: Mapping[str, Path] | None = None) -> dict[str, str]:
-    """The tables of all data sets by the names of their marks, such as ``'fashion_mnist.knn'``."""
+    """Tables and links to figures of all data sets by the names of their marks, such as ``'fashion_mnist.knn'``."""
     parts = {}
     for data, sizes, costs in _networks(entries, configs):
         flops = {subnet: cost.flops for subnet, cost in costs.items()}
         parts |= {f'{data}.{name}': text for name, text in tables(entries, data, sizes, flops).items()}
+        for name in CAPTIONS:
+            parts[f'{data}.figure_{name}'] = ''
+        for name in figures_of(entries, data, _params(costs), sizes):
+            parts[f'{data}.figure_{name}'] = f'![{CAPTIONS[name]}]({FIGURES}/{data}_{name}.png)'
     return parts
+
+
+def _params(costs: Mapping[str, Cost]) -> dict[str, int]:
+    """Parameters of each subnet, the smallest first."""
+    return {subnet: cost.params for subnet, cost in sorted(costs.items(), key=lambda item: item[1].params)}
 
 
 def _networks(
