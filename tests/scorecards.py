@@ -12,6 +12,7 @@ def make_card(space=None, conditions=('torch-cpu-b1',), protocols=('knn',), pred
         checkpoint='supernet.pth',
         checkpoint_sha256='0' * 64,
         family='ElasticVisionTransformer',
+        space=space.describe(),
         image_size=[8, 8],
         machine=dict(processor='a processor', torch='2'),
         threads=1,

@@ -15,7 +15,7 @@ FLOORS = (
     ('models', 'datasets'),
     ('engine',),
     ('evaluation',),
-    ('deploy',),
+    ('deploy', 'study'),
     ('apis',),
 )
 

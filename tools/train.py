@@ -10,12 +10,12 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from poa_mm.checkpoint import read_checkpoint
+from poa_mm.engine.contracts import check_contracts, check_recorded_classes
 from poa_mm.engine.data_config import use_data
 from poa_mm.engine.hooks import StrictPretrainedHook
 from poa_mm.engine.hooks.model import model_of
 from poa_mm.engine.hooks.once import check_hooks
 from poa_mm.engine.launch import LAUNCHERS, leave_distributed, prepare, read_config
-from poa_mm.engine.pretrained import load_pretrained
 from poa_mm.engine.resume import check_resumable, set_start
 from poa_mm.recipes import follow
 
@@ -81,7 +81,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> None:
 
 
 def build(args: argparse.Namespace) -> Runner:
-    """The runner, after everything has been checked that can be without loading data."""
+    """The runner, after everything has been checked that can be before the first step."""
     cfg = read_config(args.config, args.cfg_options, args.work_dir)
     merge_args(cfg, args)
     prepare(cfg, args.launcher)
@@ -90,10 +90,14 @@ def build(args: argparse.Namespace) -> Runner:
         return RUNNERS.build(cfg)
     runner = Runner.from_cfg(cfg)
     check_hooks(runner.hooks)
-    new = [name for hook in runner.hooks if isinstance(hook, StrictPretrainedHook) for name in hook.new]
-    load_pretrained(model_of(runner), new)
+    strict = next((hook for hook in runner.hooks if isinstance(hook, StrictPretrainedHook)), StrictPretrainedHook())
+    strict.check(model_of(runner))
     if resumed:
-        check_resumable(read_checkpoint(resumed, weights=False), model_of(runner), resumed)
+        checkpoint = read_checkpoint(resumed, weights=False)
+        check_resumable(checkpoint, model_of(runner), resumed)
+    check_contracts(runner)
+    if resumed:
+        check_recorded_classes(checkpoint['meta'], runner.train_dataloader.dataset, resumed, 'train_dataloader.dataset')
     return runner
 
 

@@ -123,6 +123,7 @@ def evaluate_knn(
     backbone: nn.Module,
     subnets: Iterable[Subnet | str] | None = None,
     progress: bool = True,
+    data: EvaluationData | None = None,
 ) -> dict[str, dict[str, float]]:
     """Score subnets by k-nearest neighbours as the paper does: the best k counts.
 
@@ -140,6 +141,7 @@ def evaluate_knn(
         backbone: An elastic backbone, or what :func:`load_backbone` returns, on the device to use.
         subnets: What to score. Default: all of ``backbone.space``.
         progress: Show progress on rank 0. Default: True.
+        data: What :func:`~poa_mm.evaluation.data.open_data` gave for ``cfg``. Default: opened here.
 
     Returns:
         On every rank, by subnet: ``accuracy`` in [0, 1] of the best ``k``, that ``k``, and the accuracy
@@ -152,7 +154,7 @@ def evaluate_knn(
     subnets = list(dict.fromkeys(map(backbone.space.parse, backbone.space if subnets is None else subnets)))
     if not subnets:
         raise ValueError('no subnet to score')
-    data = open_data(cfg)
+    data = data or open_data(cfg)
     temperature = data.entry.get('temperature', 0.07)
     ks = _checked_votes(data.entry.get('ks', (10, 20)), temperature, len(data.bank.dataset))
     correct = torch.cat(

@@ -104,6 +104,7 @@ def evaluate_linear(
     backbone: nn.Module,
     subnets: Iterable[Subnet | str] | None = None,
     progress: bool = True,
+    data: EvaluationData | None = None,
 ) -> dict[str, float]:
     """Accuracy in [0, 1] of a ridge regression on the class features of each subnet.
 
@@ -118,6 +119,7 @@ def evaluate_linear(
         backbone: An elastic backbone, or what :func:`load_backbone` returns, on the device to use.
         subnets: What to score. Default: all of ``backbone.space``.
         progress: Show progress on rank 0. Default: True.
+        data: What :func:`~poa_mm.evaluation.data.open_data` gave for ``cfg``. Default: opened here.
 
     Raises:
         ValueError: If the entry ``knn`` is missing or not valid, a subnet is not in the space or the data cannot be
@@ -126,7 +128,7 @@ def evaluate_linear(
     subnets = list(dict.fromkeys(map(backbone.space.parse, backbone.space if subnets is None else subnets)))
     if not subnets:
         raise ValueError('no subnet to score')
-    data = open_data(cfg)
+    data = data or open_data(cfg)
     scores: dict[str, float] = {}
     for part in data.passes(subnets):
         scores |= _score(backbone, part, data, progress)

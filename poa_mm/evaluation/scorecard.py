@@ -22,7 +22,7 @@ from poa_mm.elastic import Subnet
 from poa_mm.version import __version__
 
 from .backbone import load_backbone
-from .data import open_data
+from .data import EvaluationData, open_data
 from .knn import evaluate_knn
 from .latency import describe_machine
 from .linear import evaluate_linear
@@ -76,7 +76,7 @@ def make_scorecard(
     backbone = load_backbone(backbone_cfg, checkpoint)
     if not hasattr(backbone, 'extract'):
         raise ValueError(f'{checkpoint} is of one network; a scorecard compares the subnets of a supernet')
-    open_data(cfg)  # its mistakes come to light before hours of work
+    data = open_data(cfg)  # its mistakes come to light before hours of work
 
     out_dir = Path(out_dir)
     card: dict[str, Any] = dict(
@@ -86,6 +86,7 @@ def make_scorecard(
         checkpoint_sha256=file_sha256(checkpoint),
         scored_on=_digest({key: cfg.get(key) for key in ('knn', 'data_preprocessor')} | _preprocessor(cfg)),
         family=type(backbone).__name__,
+        space=backbone.space.describe(),
         image_size=list(backbone.img_size),
         machine=describe_machine(settings.devices),
         threads=settings.threads or torch.get_num_threads(),
@@ -96,7 +97,7 @@ def make_scorecard(
     )
     unfinished = Unfinished(out_dir, card)
     try:
-        scores = {name: _scores(name, cfg, backbone, unfinished, progress) for name in protocols}
+        scores = {name: _scores(name, cfg, backbone, data, unfinished, progress) for name in protocols}
         found = Measurement(backbone.cpu(), settings, unfinished, write_onnx, progress).run()
     finally:
         unfinished.write()
@@ -111,24 +112,24 @@ def make_scorecard(
 
 
 def _scores(
-    protocol: str, cfg: Config, backbone: nn.Module, unfinished: Unfinished, progress: bool
+    protocol: str, cfg: Config, backbone: nn.Module, data: EvaluationData, unfinished: Unfinished, progress: bool
 ) -> dict[Subnet, float]:
     """Scores in [0, 1], kept after each pass over the images."""
     missing = [subnet for subnet in backbone.space if unfinished.get(protocol, str(subnet)) is None]
     if missing:
         backbone.to(get_device())
-    number = (cfg.get('knn') or {}).get('subnets_per_pass') or max(1, len(missing))
-    for start in range(0, len(missing), number):
-        part = missing[start : start + number]
-        results: Mapping[str, Any] = SCORERS[protocol](cfg, backbone, part, progress)
-        for subnet, score in results.items():
+    for part in data.passes(missing):
+        for subnet, score in SCORERS[protocol](cfg, backbone, part, progress, data).items():
             unfinished.put((protocol, subnet), score)
         unfinished.write()
     return {subnet: unfinished.get(protocol, str(subnet)) for subnet in backbone.space}
 
 
-def _knn(cfg: Config, backbone: nn.Module, subnets: Iterable[Subnet], progress: bool) -> dict[str, float]:
-    return {name: score['accuracy'] for name, score in evaluate_knn(cfg, backbone, subnets, progress).items()}
+def _knn(
+    cfg: Config, backbone: nn.Module, subnets: Iterable[Subnet], progress: bool, data: EvaluationData
+) -> dict[str, float]:
+    results = evaluate_knn(cfg, backbone, subnets, progress, data)
+    return {name: score['accuracy'] for name, score in results.items()}
 
 
 SCORERS: dict[str, Callable[..., dict[str, float]]] = {'knn': _knn, 'linear': evaluate_linear}

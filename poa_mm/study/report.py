@@ -1,0 +1,178 @@
+"""Tables and figures of the study, written into docs/evidence.md."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.registry import MODELS
+
+from poa_mm.evaluation.report import write_whole
+
+from .evidence import SCORES, Entry, read_evidence, summarise
+from .figures import SCORE_NAMES, draw_figures
+from .rows import DATA, ROWS, three_sizes
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / 'docs' / 'evidence.md'
+EVIDENCE = ROOT / 'docs' / 'evidence.json'
+MARK = re.compile(r'(<!-- begin (?P<name>[\w.]+) -->\n).*?(<!-- end (?P=name) -->)', re.DOTALL)
+
+
+def write_report(
+    evidence: str | os.PathLike = EVIDENCE, page: str | os.PathLike = PAGE, configs: Mapping[str, Path] | None = None
+) -> list[Path]:
+    """Draw the figures of ``evidence`` beside it and write its tables between the marks of ``page``.
+
+    A mark is ``<!-- begin NAME -->`` on a line of its own and ``<!-- end NAME -->``; NAME is one of :func:`tables`.
+
+    Args:
+        evidence: The json file.
+        page: A Markdown page. What is not between marks is left alone; a page that is not there is not made.
+        configs: Config of each data set. Default: those of ``DATA``.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        ValueError: If the json is not valid, or the page has a mark of an unknown name.
+    """
+    entries, page = read_evidence(evidence), Path(page)
+    figures = Path(evidence).parent / 'evidence'
+    written: list[Path] = []
+    parts: dict[str, str] = {}
+    for data, config in (configs or DATA).items():
+        if any(entry.data == data for entry in entries):
+            backbone = MODELS.build(dict(Config.fromfile(config).model.backbone))
+            params = {str(subnet): backbone.cost(subnet).params for subnet in backbone.space}
+            flops = {str(subnet): backbone.cost(subnet).flops for subnet in backbone.space}
+            sizes = [str(subnet) for subnet in three_sizes(backbone.space)]
+            params = dict(sorted(params.items(), key=lambda item: item[1]))
+            written += draw_figures(entries, data, params, sizes, figures).values()
+            parts |= {f'{data}.{name}': text for name, text in tables(entries, data, sizes, flops).items()}
+    if page.exists():
+        text = page.read_text(encoding='utf-8')
+        new = fill(text, parts)
+        if new != text:
+            write_whole(page, lambda path: path.write_text(new, encoding='utf-8'))
+            written.append(page)
+    return written
+
+
+def fill(text: str, parts: Mapping[str, str]) -> str:
+    """``text`` with the ``parts`` between their marks.
+
+    Raises:
+        ValueError: If there is a mark without a part.
+    """
+    unknown = [match['name'] for match in MARK.finditer(text) if match['name'] not in parts]
+    if unknown:
+        raise ValueError(f'the page has the mark {unknown[0]!r}; there are {", ".join(parts) or "none"}')
+    return MARK.sub(lambda match: f'{match[1]}{parts[match["name"]]}\n{match[3]}', text)
+
+
+def tables(entries: Sequence[Entry], data: str, sizes: Sequence[str], flops: Mapping[str, int]) -> dict[str, str]:
+    """The tables of one data set in Markdown, by name: a table for each score, one of all subnets, one of costs."""
+    return {
+        **{score: _score_table(entries, data, sizes, score) for score in SCORES},
+        'subnets': _subnet_table(entries, data, flops),
+        'gains': _gain_table(entries, data, sizes),
+        'cost': _cost_table(entries, data, sizes, flops),
+        'seeds': _seed_table(entries, data),
+    }
+
+
+def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ['---'] * len(header), *rows]
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def _cell(entries: Sequence[Entry], row: str, data: str, subnet: str | None, score: str) -> str:
+    summary = summarise(entries, row, data, subnet, score)
+    return summary.percent() if summary else ''
+
+
+def _score_table(entries: Sequence[Entry], data: str, sizes: Sequence[str], score: str) -> str:
+    """Rows of the study by sizes; raw pixels have none."""
+    lines = []
+    for row, about in ROWS.items():
+        cells = [_cell(entries, row, data, size, score) for size in sizes]
+        pixels = _cell(entries, row, data, None, score)
+        if any(cells) or pixels:
+            lines.append([f'`{row}`: {about.about}', *(cells if any(cells) else [pixels] * len(sizes))])
+    return _markdown([f'{SCORE_NAMES[score]} (%)', *sizes], lines)
+
+
+def _subnet_table(entries: Sequence[Entry], data: str, flops: Mapping[str, int]) -> str:
+    rows = [row for row in ('poa', 'alone', 'slices') if any((e.row, e.data) == (row, data) for e in entries)]
+    lines = [[subnet, *(_cell(entries, row, data, subnet, 'knn') for row in rows)] for subnet in flops]
+    return _markdown(['subnet', *(f'`{row}`' for row in rows)], lines)
+
+
+def _gain_table(entries: Sequence[Entry], data: str, sizes: Sequence[str]) -> str:
+    """Differences of means in points of k-NN, with the spread of the seeds of both."""
+    lines = []
+    for row in ROWS:
+        cells = [_difference(entries, data, size, row) for size in sizes]
+        if row != 'poa' and any(cells):
+            lines.append([f'`poa` - `{row}`', *cells])
+    return _markdown(['k-NN, points', *sizes], lines)
+
+
+def _difference(entries: Sequence[Entry], data: str, size: str, row: str) -> str:
+    ours, theirs = (summarise(entries, name, data, size, 'knn') for name in ('poa', row))
+    if ours is None or theirs is None:
+        return ''
+    difference = 100 * (ours.mean - theirs.mean)
+    if ours.deviation is None or theirs.deviation is None:
+        return f'{difference:+.1f}'
+    return f'{difference:+.1f} ± {100 * (ours.deviation**2 + theirs.deviation**2) ** 0.5:.1f}'
+
+
+def _cost_table(entries: Sequence[Entry], data: str, sizes: Sequence[str], flops: Mapping[str, int]) -> str:
+    """Processor minutes; what other sizes would take alone lies on a line through those that were measured."""
+    poa = _minutes(entries, 'poa', data, None)
+    alone = {size: minutes for size in sizes if (minutes := _minutes(entries, 'alone', data, size)) is not None}
+    lines = [['one run of POA, all sizes', '' if poa is None else f'{poa:.1f}']]
+    lines += [[f'{size} alone', f'{minutes:.1f}'] for size, minutes in alone.items()]
+    if len(alone) == len(sizes):
+        lines.append([f'{len(sizes)} sizes alone, sum', f'{sum(alone.values()):.1f}'])
+        expected = _line({flops[size]: minutes for size, minutes in alone.items()})
+        every = sum(alone.get(subnet, expected(number)) for subnet, number in flops.items())
+        lines.append([f'all {len(flops)} sizes alone, estimated', f'{every:.1f}'])
+        if poa is not None:
+            lines.append(['runs alone that cost as much as one of POA, mean size', f'{poa / (every / len(flops)):.1f}'])
+    return _markdown(['pre-training', 'processor minutes'], lines)
+
+
+def _minutes(entries: Sequence[Entry], row: str, data: str, subnet: str | None) -> float | None:
+    seconds = {
+        entry.seed: entry.seconds
+        for entry in entries
+        if (entry.row, entry.data) == (row, data) and subnet in (None, entry.subnet)
+    }
+    return sum(seconds.values()) / len(seconds) / 60 if seconds else None
+
+
+def _line(points: Mapping[float, float]):
+    """The straight line of least squares."""
+    xs, ys = list(points), list(points.values())
+    mean_x, mean_y = sum(xs) / len(xs), sum(ys) / len(ys)
+    spread = sum((x - mean_x) ** 2 for x in xs)
+    slope = sum((x - mean_x) * (y - mean_y) for x, y in zip(xs, ys)) / spread if spread else 0.0
+    return lambda x: mean_y + slope * (x - mean_x)
+
+
+def _seed_table(entries: Sequence[Entry], data: str) -> str:
+    """What is there: seeds, iterations and commits of each row."""
+    lines = []
+    for row in ROWS:
+        own = [entry for entry in entries if (entry.row, entry.data) == (row, data)]
+        seeds = ', '.join(map(str, sorted({entry.seed for entry in own}))) or 'none yet'
+        commits = ', '.join(sorted({entry.commit for entry in own}))
+        iterations = ', '.join(sorted({f'{entry.iterations}' for entry in own}))
+        lines.append([f'`{row}`', seeds, iterations, commits])
+    return _markdown(['row', 'seeds', 'iterations', 'commit'], lines)
