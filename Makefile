@@ -13,7 +13,7 @@ export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 # The path of the stack's environment, which is built when it is missing.
 ENV_PYTHON = $$(tools/make_env.sh $(STACK))/bin/python
 # Where every test can be collected, which needs neither ops nor mmdet.
-LIGHT_TESTS = tests/test_light_stack.py tests/test_compat.py tests/tools/test_demo.py tests/models/selfsup
+LIGHT_TESTS = tests/test_light_stack.py tests/test_compat.py tests/tools/test_demo.py tests/models/selfsup tests/gpu
 
 .PHONY: help env demo test test-light test-gpu test-slow test-faults lint format docs wheel
 
