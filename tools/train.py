@@ -15,7 +15,6 @@ from poa_mm.engine.hooks import StrictPretrainedHook
 from poa_mm.engine.hooks.model import model_of
 from poa_mm.engine.hooks.once import check_hooks
 from poa_mm.engine.launch import LAUNCHERS, leave_distributed, prepare, read_config
-from poa_mm.engine.pretrained import load_pretrained
 from poa_mm.engine.resume import check_resumable, set_start
 from poa_mm.recipes import follow
 
@@ -90,8 +89,8 @@ def build(args: argparse.Namespace) -> Runner:
         return RUNNERS.build(cfg)
     runner = Runner.from_cfg(cfg)
     check_hooks(runner.hooks)
-    new = [name for hook in runner.hooks if isinstance(hook, StrictPretrainedHook) for name in hook.new]
-    load_pretrained(model_of(runner), new)
+    strict = next((hook for hook in runner.hooks if isinstance(hook, StrictPretrainedHook)), StrictPretrainedHook())
+    strict.check(model_of(runner))
     if resumed:
         check_resumable(read_checkpoint(resumed, weights=False), model_of(runner), resumed)
     return runner

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -34,6 +35,28 @@ def check_state(expected: Mapping[str, Tensor], found: Mapping[str, Any], what: 
     if wrong:
         more = f'; and {len(wrong) - 8} more' if len(wrong) > 8 else ''
         raise CheckpointError(f'{what} does not fit the network: {"; ".join(wrong[:8])}{more}')
+
+
+def check_finite(weights: Mapping[str, Any], what: str) -> None:
+    """Check that weights are numbers.
+
+    Args:
+        weights: By name; what is no tensor, or has no content, is left out.
+        what: What errors call them.
+
+    Raises:
+        CheckpointError: If some are NaN or infinite; names them.
+    """
+    wrong = [name for name, value in weights.items() if isinstance(value, Tensor) and not _is_finite(value)]
+    if wrong:
+        raise CheckpointError(f'{what}: there is NaN or infinity in {shorten(wrong)}')
+
+
+def _is_finite(value: Tensor) -> bool:
+    if value.is_meta or not (value.is_floating_point() or value.is_complex()):
+        return True
+    value = value.float() if value.element_size() == 1 else value  # torch cannot ask that of 8 bits
+    return bool(torch.isfinite(value).all())
 
 
 def shorten(names: Iterable[Any], limit: int = 6) -> str:

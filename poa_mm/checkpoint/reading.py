@@ -21,8 +21,9 @@ def read_checkpoint(path: str | os.PathLike, weights: bool = True) -> dict[str, 
         path: A file of ``torch.save`` (``.pth``, ``.pt``), a ``.safetensors`` file, which becomes
             ``{'state_dict': tensors, 'meta': metadata}``, or the folder of a sharded checkpoint
             (:func:`~poa_mm.checkpoint.sharded.read_sharded`).
-        weights: Read what the tensors hold, and compare a sealed file with its SHA-256. Otherwise the tensors of
-            a file of ``torch.save`` are on the device ``meta``, which takes milliseconds. Default: ``True``.
+        weights: Read what the tensors hold, and compare a file of ``torch.save`` with its SHA-256 or, without
+            seal, with its CRC-32. Otherwise the tensors of such a file are on the device ``meta``, which takes
+            milliseconds. Default: ``True``.
 
     Raises:
         CheckpointError: If the file is missing or broken, is of another kind, or holds anything else than

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from .errors import CheckpointError
-from .sealing import check_file, check_is_file, sealed_with
+from .sealing import check_file, check_is_file, is_archive
 from .unpickling import read_archive
 
 
 def read_file(path: Path, weights: bool = True) -> dict[str, Any]:
     """Contents of one file; arguments, result and errors as :func:`~poa_mm.checkpoint.read_checkpoint`."""
     check_is_file(path)
-    if weights and sealed_with(path) is not None:
+    if weights and is_archive(path):
         check_file(path)
     content = _read_safetensors(path) if path.suffix == '.safetensors' else read_archive(path, weights)
     if not isinstance(content, dict):

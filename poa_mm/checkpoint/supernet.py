@@ -11,7 +11,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import nn
 
-from .errors import CheckpointError, check_state, shorten
+from .errors import CheckpointError, check_finite, check_state, shorten
 from .reading import read_checkpoint
 
 SUPERNET_KEY = 'poa'
@@ -67,7 +67,7 @@ def load_teacher(
         in the checkpoint, that of ``backbone_cfg``.
 
     Raises:
-        CheckpointError: If the checkpoint is none of POA's, or does not fit the config.
+        CheckpointError: If the checkpoint is none of POA's, does not fit the config, or holds NaN or infinity.
     """
     checkpoint = read_checkpoint(path)
     description: Any = checkpoint.get(SUPERNET_KEY)
@@ -83,7 +83,7 @@ def load_teacher(
             description = describe_supernet({'backbone': backbone_cfg})
         else:
             with torch.device('meta'):
-                _check_same_network(_build_described(description, path), backbone, path)
+                _compare(_build_described(description, path), backbone, path)
 
     weights = checkpoint.get('state_dict')
     weights = weights if isinstance(weights, Mapping) else {}
@@ -91,6 +91,7 @@ def load_teacher(
     if not teacher:
         raise CheckpointError(f'{path}: expected weights {TEACHER}*, found only {shorten(weights)}')
     check_state(backbone.state_dict(), teacher, f'{path}: {TEACHER}*')
+    check_finite(teacher, f'{path}: {TEACHER}*')
     backbone.load_state_dict(teacher)
     backbone.eval()  # mmpretrain's returns None
     return backbone, description
@@ -153,10 +154,18 @@ def check_same_supernet(description: Any, backbone: ElasticBackbone, what: str |
             f'{what}: the given config is not that of the checkpoint: its space is '
             f'{backbone.space.describe()}, in the checkpoint {described.space.describe()}'
         )
-    _check_same_network(described, backbone, what)
+    _compare(described, backbone, what)
 
 
-def _check_same_network(described: ElasticBackbone, given: ElasticBackbone, path: str | os.PathLike) -> None:
+def check_same_network(description: Any, backbone: ElasticBackbone, what: str | os.PathLike) -> None:
+    """As :func:`check_same_supernet`, but of the network at full size: its subnets may be others."""
+    with torch.device('meta'):
+        described = _build_described(description, what)
+    if type(described) is type(backbone):  # otherwise the names of the weights differ
+        _compare(described, backbone, what)
+
+
+def _compare(described: ElasticBackbone, given: ElasticBackbone, path: str | os.PathLike) -> None:
     """Find what the shapes of the weights do not show, such as the number of heads."""
     expected, found = (
         network.extract(network.space.largest)[0] | {name: getattr(network, name) for name in network.elastic_options}

@@ -12,7 +12,7 @@ import torch
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
-from poa_mm.checkpoint import CheckpointError, file_sha256, load_teacher
+from poa_mm.checkpoint import CheckpointError, file_sha256, load_teacher, metadata_of
 from poa_mm.elastic import Subnet
 from poa_mm.version import __version__
 
@@ -157,9 +157,9 @@ def extract_subnets(
                 configs=[f'poa_{subnet}.py', *(f'poa_{subnet}_{library}.py' for library in libraries)],
             )
             entries.append(entry)
-            meta = {'subnet': entry['subnet'], **origin}
-            files.add(entry['file'], lambda path: _write_weights(path, format, state, meta))  # noqa: B023
             texts = _config_texts(backbone, subnet, config, entry, libraries, normalisation)
+            meta = {'subnet': entry['subnet'], **origin, **metadata_of(config, normalisation)}
+            files.add(entry['file'], lambda path: _write_weights(path, format, state, meta))  # noqa: B023
             for name, text in zip(entry['configs'], texts):
                 files.add(name, lambda path: path.write_text(text, encoding='utf-8'))  # noqa: B023
         manifest |= {entry['file']: entry for entry in entries}

@@ -11,7 +11,7 @@ from typing import Any
 
 from mmengine.runner import CheckpointLoader
 
-from poa_mm.checkpoint import read_checkpoint
+from poa_mm.checkpoint import check_finite, read_checkpoint
 
 
 # mmengine matches the pattern against the beginning of the path; 'http://' and its like go first.
@@ -24,6 +24,8 @@ def load_from_safetensors(filename: str, map_location: Any = None) -> dict[str, 
         map_location: Ignored: the tensors are on the CPU, from where they are copied into a model.
 
     Raises:
-        CheckpointError: If the file is missing or broken.
+        CheckpointError: If the file is missing or broken, or holds NaN or infinity.
     """
-    return read_checkpoint(Path(filename).expanduser())
+    content = read_checkpoint(Path(filename).expanduser())
+    check_finite(content['state_dict'], filename)
+    return content

@@ -15,18 +15,22 @@ from mmengine.runner import CheckpointLoader
 from torch import nn
 
 from poa_mm.checkpoint import (
+    PATTERN,
+    SCHEME,
     SUPERNET_KEY,
     CheckpointError,
+    Resizing,
+    check_finite,
     check_integrity,
     check_same_supernet,
     check_state,
+    description_of,
     read_checkpoint,
     shorten,
 )
 from poa_mm.checkpoint.unpickling import History, is_inert
 from poa_mm.main_process import on_main
 
-SCHEME = 'poa://'
 NAME = re.compile(r'(?:iter|epoch)_(\d+)\.pth')
 
 
@@ -114,19 +118,29 @@ def _candidates(work_dir: Path) -> list[Path]:
 
 
 def _named_by(pointer: Path) -> Path | None:
-    """What ``last_checkpoint`` names, there or not, in the same folder if the folder was moved."""
+    """What ``last_checkpoint`` names, there or not.
+
+    mmengine writes a whole path, which a copy or a moved folder still has. So the file of that name beside the pointer
+    comes first; another folder is read only if there is none.
+    """
     if not pointer.is_file():
         return None
     text = pointer.read_text(errors='replace').strip().strip('\0')
     if not text:
         _warn(f'{pointer} is blank: looking for the newest checkpoint beside it')
         return None
-    last = Path(text)
-    if not last.exists():
-        last = pointer.with_name(last.name)
-    if not last.exists():
-        _warn(f'{pointer} names {text}, which is not there: looking for the newest checkpoint beside it')
-    return last
+    named = Path(text)
+    beside = pointer.with_name(named.name) if named.name else pointer
+    if beside.exists():
+        return beside
+    if named.exists():
+        _warn(
+            f'{pointer} names {text}, which is in another folder, and there is no {named.name} beside it: '
+            f'going on from {named.absolute()}'
+        )
+        return named
+    _warn(f'{pointer} names {text}, which is not there: looking for the newest checkpoint beside it')
+    return beside
 
 
 def _warn(message: str) -> None:
@@ -136,18 +150,27 @@ def _warn(message: str) -> None:
 # --- reading it ------------------------------------------------------------------------------
 
 
-@CheckpointLoader.register_scheme(SCHEME, force=True)
+@CheckpointLoader.register_scheme(PATTERN, force=True)
 def load_from_poa(filename: str, map_location: Any = None) -> dict[str, Any]:
     """What mmengine's Runner resumes from or loads: ``load_from='poa://PATH'``; see :func:`read_run`.
 
     Args:
-        filename: Path of a local file, after ``poa://``.
+        filename: Path of a local file, after ``poa://`` or what says how its weights are resized
+            (:class:`~poa_mm.checkpoint.Resizing`).
         map_location: Ignored: the tensors are on the CPU, from where they are copied.
 
     Raises:
         CheckpointError: As :func:`~poa_mm.checkpoint.read_checkpoint`.
     """
-    return read_run(filename.removeprefix(SCHEME))
+    resizing, path = Resizing.parse(filename)
+    content = read_run(path)
+    weights = content.get('state_dict', content)
+    check_finite(weights, path)
+    if resizing != Resizing():
+        description = description_of(content.get('meta'), path)
+        grid, mode = (description.grid, description.mode) if description else (None, 'bicubic')
+        content = {**content, 'state_dict': resizing.apply(weights, grid, mode)}
+    return content
 
 
 def read_run(path: str | os.PathLike, weights: bool = True) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from poa_mm.checkpoint import (
     CheckpointError,
+    check_finite,
     file_sha256,
     read_checkpoint,
 )
@@ -183,3 +184,39 @@ def test_missing_file_and_folder(tmp_path):
 def test_file_sha256(tmp_path):
     (tmp_path / 'a').write_bytes(b'abc')
     assert file_sha256(tmp_path / 'a') == 'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad'
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16, torch.float8_e5m2, torch.complex64])
+def test_numbers_that_are_none_are_named(dtype):
+    good = torch.ones(2, 3).to(dtype)
+    bad = torch.tensor([[1.0, float('nan')]]).to(dtype)
+    weights = {'a': good, 'b': torch.ones(2, dtype=torch.int8), 'c': 'text', 'd': bad.to('meta')}
+    check_finite(weights, 'file')
+    with pytest.raises(CheckpointError, match=r'^file: there is NaN or infinity in e, f$'):
+        check_finite(weights | {'f': bad, 'e': bad}, 'file')
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_a_flipped_bit_is_found_without_a_seal(save, content, seed):
+    """Wherever it is in the content of a tensor; ``torch.load`` takes it for a number."""
+    path = save({'state_dict': {'weight': torch.arange(4096.0)}})
+    read_checkpoint(path)
+    data = bytearray(path.read_bytes())
+    start = data.index(torch.arange(4096.0).numpy().tobytes())
+    place = int(torch.randint(4096 * 4, (1,), generator=torch.Generator().manual_seed(seed)))
+    data[start + place] ^= 1 << seed
+    path.write_bytes(data)
+    assert not torch.equal(torch.load(path)['state_dict']['weight'], torch.arange(4096.0))
+    with pytest.raises(CheckpointError, match=r'is damaged: the CRC-32 of .*data/0'):
+        read_checkpoint(path)
+
+
+def test_files_whose_checksums_were_switched_off_are_read(save):
+    if not hasattr(torch.serialization, 'set_crc32_options'):
+        pytest.skip('this torch always writes checksums')
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = save({'weight': torch.arange(5.0)})
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert torch.equal(read_checkpoint(path)['weight'], torch.arange(5.0))

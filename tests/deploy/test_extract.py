@@ -126,9 +126,15 @@ def test_weights_say_where_they_come_from(checkpoint, extracted):
         'source_sha256': file_sha256(checkpoint),
         'poa_mm': poa_mm.__version__,
     }
-    assert torch.load(extracted['pth'] / 'poa_32x2.pth', weights_only=True)['meta'] == expected
+    found = torch.load(extracted['pth'] / 'poa_32x2.pth', weights_only=True)['meta']
     with safe_open(extracted['safetensors'] / 'poa_32x2.safetensors', 'pt') as file:
-        assert file.metadata() == {'format': 'pt', **expected}
+        assert file.metadata() == {'format': 'pt', **found}
+    backbone, normalisation = json.loads(found.pop('backbone')), json.loads(found.pop('data_preprocessor'))
+    assert found == expected
+    assert normalisation == dict(mean=[1.5, 2.5, 3.5], std=[4.0, 5.0, 6.0], to_rgb=True)
+    config = Config.fromfile(extracted['pth'] / 'poa_32x2.py').model.backbone.to_dict()
+    config.pop('init_cfg')
+    assert backbone == json.loads(json.dumps(config))
 
 
 def test_later_extractions_join_the_manifest(checkpoint, tmp_path, same_tensors):
