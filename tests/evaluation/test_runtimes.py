@@ -4,12 +4,16 @@ import pytest
 import torch
 from mmengine.registry import MODELS, init_default_scope
 
-from poa_mm.evaluation.runtimes import _peak_of_tensors, check_runtime, make_runtime
+from poa_mm.evaluation.runtimes import _peak_of_tensors, build, check_runtime, make_runtime
 
 
-def write_onnx(network, images, path):
+def write_onnx(subnet, config, state, folder):
+    network = build(config)
+    network.load_state_dict(state)
+    shapes = ({0: torch.export.Dim('batch')},)
+    images = torch.zeros(2, 3, 64, 64)
     torch.onnx.export(
-        network, (images,), str(path), dynamo=True, verbose=False, dynamic_shapes=({0: torch.export.Dim('batch')},)
+        network, (images,), str(folder / 'program.onnx'), dynamo=True, verbose=False, dynamic_shapes=shapes
     )
 
 
