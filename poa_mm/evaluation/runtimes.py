@@ -34,9 +34,9 @@ MEMORY = {
     ('onnxruntime', 'cpu'): 'growth of the resident memory of a process that loads the network and runs it once',
     ('onnxruntime', 'cuda'): 'not measured',
 }
-# write_onnx(subnet, config, state, folder) writes the program of a stock network into an empty folder: one file *.onnx.
-# It comes from deploy, which this package knows nothing of.
-WriteOnnx = Callable[[Subnet, Mapping[str, Any], Mapping[str, Tensor], Path], object]
+# write_onnx(subnet, config, state, image_size, folder) writes the program of a stock network into an empty folder: one
+# file *.onnx. It comes from deploy, which this package knows nothing of.
+WriteOnnx = Callable[[Subnet, Mapping[str, Any], Mapping[str, Tensor], tuple[int, int], Path], object]
 
 
 class Runtime(Protocol):
@@ -194,7 +194,7 @@ class OnnxRuntime:
             part = self.folder / f'.{subnet}'  # of an export that was interrupted
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
-            self.write_onnx(subnet, *self.backbone.extract(subnet), part)
+            self.write_onnx(subnet, *self.backbone.extract(subnet), self.backbone.img_size, part)
             part.rename(folder)
         return next(folder.glob('*.onnx'))
 

@@ -7,11 +7,11 @@ from mmengine.registry import MODELS, init_default_scope
 from poa_mm.evaluation.runtimes import _peak_of_tensors, build, check_runtime, make_runtime
 
 
-def write_onnx(subnet, config, state, folder):
+def write_onnx(subnet, config, state, image_size, folder):
     network = build(config)
     network.load_state_dict(state)
     shapes = ({0: torch.export.Dim('batch')},)
-    images = torch.zeros(2, 3, 64, 64)
+    images = torch.zeros(2, 3, *image_size)
     torch.onnx.export(
         network, (images,), str(folder / 'program.onnx'), dynamo=True, verbose=False, dynamic_shapes=shapes
     )
