@@ -7,7 +7,7 @@ imports what it needs when it is called.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from poa_mm.deploy.extract import SubnetRow
     from poa_mm.elastic import Subnet
 
-__all__ = ['extract', 'list_subnets', 'load_subnet']
+__all__ = ['export', 'extract', 'list_subnets', 'load_subnet']
 
 
 def list_subnets(checkpoint: str | os.PathLike) -> list[SubnetRow]:
@@ -105,6 +105,56 @@ def extract(
     from poa_mm.deploy.extract import extract_subnets
 
     return extract_subnets(checkpoint, _several(subnets), out_dir, **options)
+
+
+def export(
+    checkpoint: str | os.PathLike,
+    subnets: str | Subnet | Iterable[Subnet | str] | None = None,
+    *,
+    to: str | Iterable[str],
+    out_dir: str | os.PathLike,
+    config: str | os.PathLike | Mapping[str, Any] | None = None,
+    progress: Callable[[str], None] = lambda text: None,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """Write subnets in the formats of other libraries, each verified in a process without poa_mm and OpenMMLab.
+
+    Needs the extra ``poa_mm[export]``.
+
+    Args:
+        checkpoint: Checkpoint of a pre-training run or of ``import_public_checkpoint``, or the config ``poa_*.py`` of
+            an extracted subnet.
+        subnets: One or more of ``'384x12'``, aliases or :class:`~poa_mm.elastic.Subnet`. Default: None, which only an
+            extracted subnet goes without.
+        to: One or more of ``'timm'``, ``'huggingface'``, ``'onnx'`` and ``'torch'``.
+        out_dir: Folder to write to, made if it is missing.
+        config: Config with the entry ``knn``, which ``fp16`` and ``int8`` are scored by: a file or the config itself.
+        progress: Called with what is being done. Default: says nothing.
+        **options: Of :class:`poa_mm.deploy.export.ExportOptions`: ``dynamic_size``, ``fp16``, ``int8``, ``images``,
+            ``tolerance``.
+
+    Returns:
+        The manifest's entries, one for each format of each subnet: ``file``, ``load`` (the call that loads it),
+        ``max_abs_diff`` and more. All files appear together, or none does.
+
+    Raises:
+        CheckpointError: If the file is not a checkpoint of POA, or the folder holds subnets of another one.
+        ExportError: If a format is unknown or cannot hold a subnet, a library is missing, or an export does not
+            compute what the subnet does. It is a ``ValueError``, as is the former.
+
+    Example:
+        >>> from poa_mm.apis import export
+        >>> checkpoint = 'work_dirs/demo/vitt_digits/train/iter_1000.pth'
+        >>> (entry,) = export(checkpoint, '48x3', to='torch', out_dir='exported')
+        >>> entry['file'], entry['max_abs_diff'] <= 1e-5
+        ('poa_48x3.pt2', True)
+    """
+    from mmengine.config import Config
+
+    from poa_mm.deploy.export import ExportOptions, export_subnets
+
+    config = Config.fromfile(config) if isinstance(config, (str, os.PathLike)) else config
+    return export_subnets(checkpoint, _several(subnets), to, out_dir, ExportOptions(config=config, **options), progress)
 
 
 def _several(subnets: str | Subnet | Iterable[Subnet | str] | None) -> list[Subnet | str] | None:

@@ -62,6 +62,11 @@ def check_downstream(library: str) -> None:
         )
 
 
+def is_at_least(library: str, lowest: str) -> bool:
+    """Whether a library of ``SUPPORTED`` is here in version ``lowest`` or a later one."""
+    return _numbers(_found_version(library)) >= _numbers(lowest)
+
+
 def _found_version(name: str) -> str:
     """Version by the installed package's metadata: importing a library may already fail on another's version."""
     for distribution in (f'onedl-{name}', name):

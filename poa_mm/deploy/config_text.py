@@ -144,6 +144,7 @@ def feature_config(
     """
     needs_poa_mm = own_class or entry['format'] == 'safetensors'
     file = literal(entry['file'])
+    steps = preparation(entry['image_size'], backbone.get('in_channels', 3))
     return CONFIG.format(
         **_origin(entry),
         file=file,
@@ -154,7 +155,7 @@ def feature_config(
         load_from=LOAD_FROM.format(file=file) if needs_poa_mm else STOCK_WEIGHTS,
         data_preprocessor=_call({**normalisation, 'num_classes': 1000}),
         backbone=_arguments(backbone),
-        pipeline=''.join(f'            dict({_call(step)}),\n' for step in _preparation(entry, backbone)).rstrip('\n'),
+        pipeline=''.join(f'            dict({_call(step)}),\n' for step in steps).rstrip('\n'),
     )
 
 
@@ -199,19 +200,24 @@ def _origin(entry: Mapping[str, Any]) -> dict[str, str]:
     return {key: readable(str(entry[key])) for key in ('subnet', 'source', 'source_sha256', 'poa_mm')}
 
 
-def _preparation(entry: Mapping[str, Any], backbone: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+def preparation(image_size: Sequence[int], in_channels: int) -> Sequence[Mapping[str, Any]]:
     """Transforms that bring an image to the size of the pre-training.
 
     Of photographs, the middle at 7/8 of the short edge, as is customary (224 of 256); small pictures as a whole.
+
+    Args:
+        image_size: Height and width of the pre-training in pixels.
+        in_channels: Channels that the network takes.
     """
-    rows, columns = entry['image_size']
+    rows, columns = image_size
     pillow = dict(backend='pillow', interpolation='bicubic')
     if rows == columns >= PHOTO:
-        steps = [dict(type='ResizeEdge', scale=round(rows * 8 / 7), edge='short', **pillow)]
+        # An even margin: other libraries round the half of an odd one to the other side.
+        steps = [dict(type='ResizeEdge', scale=rows + 2 * round(rows / 14), edge='short', **pillow)]
         steps.append(dict(type='CenterCrop', crop_size=rows))
     else:
         steps = [dict(type='Resize', scale=(columns, rows), **pillow)]
-    return [*steps, GREY] if backbone.get('in_channels') == 1 else steps
+    return [*steps, GREY] if in_channels == 1 else steps
 
 
 def _call(config: Mapping[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -18,10 +17,10 @@ from poa_mm.version import __version__
 
 from .config_text import downstream_config, feature_config
 from .downstream import classifier, detector, downstream_backbone, fine_tuning, segmentor
+from .manifest import add_manifest, read_manifest
 from .staged_files import StagedFiles
 
 FORMATS = ('safetensors', 'pth')
-MANIFEST = 'manifest.json'
 TOLERANCE = 1e-4  # largest difference from the supernet's features, which is float rounding
 
 CONFIGS = Path(__file__).parents[2] / 'configs'  # of a checkout
@@ -137,7 +136,7 @@ def extract_subnets(
     chosen = list(dict.fromkeys(map(space.parse, space if subnets is None else subnets)))
     normalisation = _normalisation(description)
     origin = {'source': Path(checkpoint).name, 'source_sha256': file_sha256(checkpoint), 'poa_mm': __version__}
-    manifest = _read_manifest(Path(out_dir) / MANIFEST, origin)
+    manifest = read_manifest(out_dir, origin)
 
     entries = []
     with StagedFiles(out_dir) as files:
@@ -162,9 +161,7 @@ def extract_subnets(
             files.add(entry['file'], lambda path: _write_weights(path, format, state, meta))  # noqa: B023
             for name, text in zip(entry['configs'], texts):
                 files.add(name, lambda path: path.write_text(text, encoding='utf-8'))  # noqa: B023
-        manifest |= {entry['file']: entry for entry in entries}
-        ordered = sorted(manifest.values(), key=lambda entry: (Subnet.parse(entry['subnet']), entry['format']))
-        files.add(MANIFEST, lambda path: path.write_text(json.dumps(ordered, indent=2) + '\n', encoding='utf-8'))
+        add_manifest(files, manifest, entries)
     return entries
 
 
@@ -267,20 +264,3 @@ def _downstream_text(
     return downstream_config(
         entry, library, base, task.__name__, backbone, preprocessor, normalisation, layer_decay_rate
     )
-
-
-def _read_manifest(path: Path, origin: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Entries of a folder's manifest by their file; none if there is no manifest."""
-    if not path.exists():
-        return {}
-    try:
-        entries = {entry['file']: entry for entry in json.loads(path.read_text(encoding='utf-8'))}
-        others = {f'{entry["source"]} (SHA-256 {entry["source_sha256"]})' for entry in entries.values()}
-    except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f'{path}: expected the manifest of extracted subnets, found another file') from error
-    here = f'{origin["source"]} (SHA-256 {origin["source_sha256"]})'
-    if any(entry['source_sha256'] != origin['source_sha256'] for entry in entries.values()):
-        raise CheckpointError(
-            f'{path.parent} holds subnets of {", ".join(sorted(others))}, not of {here}; choose another'
-        )
-    return entries

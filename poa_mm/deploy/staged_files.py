@@ -17,6 +17,7 @@ class StagedFiles:
 
         with StagedFiles('out') as files:
             files.add('a.json', lambda path: path.write_text('{}'))
+            files.add('b/c.json', lambda path: path.write_text('{}'))
 
     Args:
         folder: Where the files go; made if it is missing.
@@ -25,21 +26,28 @@ class StagedFiles:
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder)
         self._staged: dict[Path, Path] = {}  # final name -> temporary name
+        self._new_folders: list[Path] = []  # made here, an outer one before those in it
 
     def __enter__(self) -> StagedFiles:
-        self._new_folder = not self.folder.exists()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._make(self.folder)
         return self
 
     def add(self, name: str, write: Callable[[Path], object]) -> None:
         """Let ``write(path)`` write the file that will be called ``name``.
 
+        Args:
+            name: Name of a file in the folder, or ``'sub/name'`` of one in a folder in it.
+            write: Writes the file that it is given the path of, which is there, empty.
+
         Raises:
-            ValueError: If ``name`` is more than the name of a file, so that nothing gets out of the folder.
+            ValueError: If ``name`` is something else, so that nothing gets out of the folder.
         """
-        if Path(name).name != name or name in ('', '..'):
+        parts = name.split('/')
+        if len(parts) > 2 or any(Path(part).name != part or part in ('', '.', '..') for part in parts):
             raise ValueError(f'{name!r} is not the name of a file in {self.folder}')
-        temporary = self.folder / f'.{name}.{os.getpid()}.tmp'
+        folder = (self.folder / name).parent
+        self._make(folder)
+        temporary = folder / f'.{parts[-1]}.{os.getpid()}.tmp'
         self._staged[self.folder / name] = temporary
         temporary.touch()
         mode = temporary.stat().st_mode
@@ -59,9 +67,16 @@ class StagedFiles:
         finally:
             for temporary in self._staged.values():
                 temporary.unlink(missing_ok=True)
-            if not complete and self._new_folder:
-                with suppress(OSError):  # somebody else may have put a file there
-                    self.folder.rmdir()
+            if not complete:
+                for folder in reversed(self._new_folders):
+                    with suppress(OSError):  # somebody else may have put a file there
+                        folder.rmdir()
+
+    def _make(self, folder: Path) -> None:
+        new = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        if new:
+            self._new_folders.append(folder)
 
     def _rename(self) -> None:
         new = [final for final in self._staged if not final.exists()]

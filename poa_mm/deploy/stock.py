@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmengine.config import Config
+from mmengine.utils import to_2tuple
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
@@ -24,7 +26,8 @@ class StockNetwork(NamedTuple):
         config: Of the backbone, for mmpretrain's registry.
         state: Its weights.
         data_preprocessor: How its images are normalised: ``mean``, ``std`` and the order of channels.
-        source: Name of the file that it comes from.
+        image_size: Height and width in pixels of the pre-training.
+        source: Name of the supernet's checkpoint.
         source_sha256: SHA-256 of that file.
     """
 
@@ -32,6 +35,7 @@ class StockNetwork(NamedTuple):
     config: Mapping[str, Any]
     state: Mapping[str, Tensor]
     data_preprocessor: Mapping[str, Any]
+    image_size: tuple[int, int]
     source: str
     source_sha256: str
 
@@ -74,7 +78,7 @@ def open_networks(
     preprocessor = description.get('data_preprocessor') or {}
     origin = (Path(checkpoint).name, file_sha256(checkpoint))
     for subnet in chosen:
-        yield StockNetwork(subnet, *backbone.extract(subnet), preprocessor, *origin)
+        yield StockNetwork(subnet, *backbone.extract(subnet), preprocessor, tuple(backbone.img_size), *origin)
 
 
 def open_network(checkpoint: str | os.PathLike, subnet: Subnet | str | None = None) -> StockNetwork:
@@ -107,7 +111,27 @@ def _read_extracted(path: Path) -> StockNetwork:
             f'a backbone that is one of {", ".join(FAMILIES)}'
         )
     content = read_checkpoint(weights)
-    state = content.get('state_dict', content)
-    subnet = FAMILIES[kind].subnet_of(MODELS.build(config))
-    preprocessor = cfg.get('data_preprocessor') or {}
-    return StockNetwork(subnet, config, state, preprocessor, Path(weights).name, file_sha256(weights))
+    state, meta = content.get('state_dict', content), content.get('meta') or {}
+    if not {'source', 'source_sha256'} <= set(meta):
+        raise CheckpointError(f'{weights}: expected weights that extraction wrote, which say where they come from')
+    return StockNetwork(
+        subnet=FAMILIES[kind].subnet_of(MODELS.build(config)),
+        config=config,
+        state=state,
+        data_preprocessor=cfg.get('data_preprocessor') or {},
+        image_size=_image_size(config, Path(weights)),
+        source=meta['source'],
+        source_sha256=meta['source_sha256'],
+    )
+
+
+def _image_size(config: Mapping[str, Any], weights: Path) -> tuple[int, int]:
+    """Height and width of the pre-training, which a ResNet's config does not say, but the manifest beside it."""
+    if (size := config.get('img_size')) is not None:
+        return to_2tuple(size)
+    manifest = weights.parent / 'manifest.json'
+    try:
+        entries = json.loads(manifest.read_text(encoding='utf-8'))
+        return next(tuple(entry['image_size']) for entry in entries if entry['file'] == weights.name)
+    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
+        raise CheckpointError(f'{manifest}: expected the manifest that extraction wrote with {weights.name}') from error

@@ -25,8 +25,30 @@ def test_a_folder_that_is_a_file(tmp_path):
         pass
 
 
-@pytest.mark.parametrize('name', ['../one', '/tmp/one', 'a/one', '..', ''])
+@pytest.mark.parametrize('name', ['../one', '/tmp/one', '/one', 'a/../one', 'a/b/one', 'a/', '.', '..', ''])
 def test_nothing_gets_out_of_the_folder(tmp_path, name):
     with pytest.raises(ValueError, match='is not the name of a file'), StagedFiles(tmp_path / 'out') as files:
         files.add(name, lambda path: path.write_text('1'))
     assert not list(tmp_path.iterdir())
+
+
+def test_files_in_a_folder_in_the_folder(tmp_path):
+    with StagedFiles(tmp_path / 'out') as files:
+        files.add('a/one', lambda path: path.write_text('1'))
+        files.add('two', lambda path: path.write_text('2'))
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob('*') if path.is_file()} == {
+        'out/a/one', 'out/two'
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize('existing', [False, True])
+def test_new_folders_go_when_something_fails(tmp_path, existing):
+    if existing:
+        (tmp_path / 'out' / 'a').mkdir(parents=True)
+        (tmp_path / 'out' / 'a' / 'one').write_text('old')
+    before = sorted(tmp_path.rglob('*'))
+    with pytest.raises(ZeroDivisionError), StagedFiles(tmp_path / 'out') as files:
+        files.add('a/one', lambda path: path.write_text('1'))
+        files.add('b/two', lambda path: path.write_text(f'{1 / 0}'))
+    assert sorted(tmp_path.rglob('*')) == before
+    assert not existing or (tmp_path / 'out' / 'a' / 'one').read_text() == 'old'

@@ -1,0 +1,83 @@
+"""Export subnets to timm, Hugging Face transformers, ONNX and torch.export; docs/export.md says what each can hold."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('checkpoint', help='checkpoint of a pre-training run, or the config of an extracted subnet')
+    parser.add_argument(
+        '--subnet', action='append', metavar='WxD', help="'384x12' or a name such as 'small'; may be repeated"
+    )
+    parser.add_argument(
+        '--to', nargs='+', required=True, metavar='FORMAT', help='one or more of timm, huggingface, onnx, torch'
+    )
+    parser.add_argument('-o', '--out-dir', required=True, metavar='DIR', help='folder to write to')
+    parser.add_argument('--dynamic-size', action='store_true', help='onnx and torch: images of any height and width')
+    parser.add_argument('--fp16', action='store_true', help='onnx: a second file in half precision')
+    parser.add_argument('--int8', action='store_true', help='onnx: a further file in 8 bits')
+    parser.add_argument('--config', help="config whose entry 'knn' scores the files of --fp16 and --int8")
+    parser.add_argument(
+        '--images', metavar='FOLDER', help="what --int8 is calibrated on (default: images of the k-NN's bank)"
+    )
+    parser.add_argument(
+        '--tolerance',
+        type=float,
+        default=0.01,
+        help='how much k-NN accuracy --fp16 and --int8 may lose (default: %(default)s)',
+    )
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
+    from rich.console import Console
+    from rich.table import Table
+
+    from poa_mm.apis import export
+
+    entries = export(
+        args.checkpoint,
+        args.subnet,
+        to=args.to,
+        out_dir=args.out_dir,
+        config=args.config,
+        progress=lambda text: print(text, file=sys.stderr),
+        dynamic_size=args.dynamic_size,
+        fp16=args.fp16,
+        int8=args.int8,
+        images=args.images,
+        tolerance=args.tolerance,
+    )
+    table = Table('subnet', 'format', 'file', 'MB', 'max difference', 'k-NN before, after', title=args.out_dir)
+    for entry in entries:
+        size = sum(file['bytes'] for file in entry['files'].values()) / 1e6
+        score = entry.get('knn')
+        table.add_row(
+            entry['subnet'],
+            entry['format'],
+            entry['file'],
+            f'{size:.3g}',
+            f'{entry["max_abs_diff"]:.1e}',
+            f'{score["before"]:.4f}, {score["after"]:.4f}' if score else '',
+        )
+    Console().print(table)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    try:
+        run(args)
+    except (ValueError, OSError) as error:
+        print(f'export_subnet.py: error: {" ".join(str(error).split())}', file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
