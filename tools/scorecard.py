@@ -51,7 +51,13 @@ def run(args: argparse.Namespace) -> None:
         rounds=args.rounds,
         measure_all=args.measure_all,
     )
-    card = make_scorecard(cfg, args.checkpoint, args.out_dir, settings, args.protocol)
+    settings.check()
+    write_onnx = None
+    if 'onnxruntime' in settings.runtimes:
+        from poa_mm.deploy.export.program_writer import ProgramWriter
+
+        write_onnx = ProgramWriter()
+    card = make_scorecard(cfg, args.checkpoint, args.out_dir, settings, args.protocol, write_onnx)
     for line in describe(card):
         print(line)
     print(f'open {Path(args.out_dir, "scorecard.html")}; choose with tools/select_subnet.py')

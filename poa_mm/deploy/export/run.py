@@ -162,11 +162,16 @@ def _checked_formats(to: Iterable[str], options: ExportOptions) -> list[str]:
     if (options.fp16 or options.int8) and not (options.config or {}).get('knn'):
         raise ExportError("fp16 and int8 are accepted by their k-NN score: name a config with an entry 'knn'")
     for format in formats:
-        _check_libraries(format)
+        check_libraries(format)
     return formats
 
 
-def _check_libraries(format: str) -> None:
+def check_libraries(format: str) -> None:
+    """Check that what a format needs is installed.
+
+    Raises:
+        ExportError: If it is missing or too old; says what to install.
+    """
     exporter = FORMATS[format]
     if not is_at_least('torch', exporter.TORCH):
         raise ExportError(
