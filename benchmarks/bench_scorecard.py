@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 import time
 from pathlib import Path
-
-os.environ.setdefault('KINETO_LOG_LEVEL', '5')
 
 import torch
 from mmengine.config import Config

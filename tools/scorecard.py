@@ -6,14 +6,11 @@ Interrupted, the same command goes on where it stopped.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
-
-os.environ.setdefault('KINETO_LOG_LEVEL', '5')  # torch's profiler, which finds the peak memory, says much otherwise
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -7,14 +7,12 @@ nothing fits.
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault('KINETO_LOG_LEVEL', '5')  # torch's profiler, which finds the peak memory, says much otherwise
 EXPORT = Path(__file__).with_name('export_subnet.py')
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -257,6 +258,7 @@ def _drop_weights(network: nn.Module) -> None:
 
 def _peak_of_tensors(run: Callable[[], Any]) -> int:
     """The most bytes that tensors made in a call take at any time, those inside of operators included."""
+    os.environ.setdefault('KINETO_LOG_LEVEL', '5')  # the profiler says on stderr what it does, and that there is no GPU
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
         warnings.simplefilter('ignore')  # of cycles, which there are none of
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:

@@ -148,6 +148,30 @@ def _hashes(folder: Path, file: str) -> dict[str, dict[str, Any]]:
     }
 
 
+def possible_formats(checkpoint: str | os.PathLike, subnet: Subnet | str) -> dict[str, str | None]:
+    """For each format, why a subnet cannot be exported to it here, or None if it can.
+
+    Args:
+        checkpoint: As of :func:`export_subnets`.
+        subnet: ``'384x12'``, an alias or a :class:`Subnet`.
+
+    Raises:
+        CheckpointError: If the checkpoint cannot be read.
+        ValueError: If the subnet is not in the checkpoint's space.
+    """
+    (stock,) = open_networks(checkpoint, [subnet])
+    network = ExportNetwork(stock)
+    found: dict[str, str | None] = {}
+    for format, exporter in FORMATS.items():
+        try:
+            check_libraries(format)
+            exporter.check(network, ExportOptions())
+            found[format] = None
+        except ExportError as error:
+            found[format] = str(error)
+    return found
+
+
 def _checked_formats(to: Iterable[str], options: ExportOptions) -> list[str]:
     formats = [to] if isinstance(to, str) else list(dict.fromkeys(to))
     for format in formats:
