@@ -30,7 +30,7 @@ help:
 env:
 	@env=$$(tools/make_env.sh $(STACK)) || exit 1; \
 	$$env/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . && \
-	echo "ready: source $$env/bin/activate"
+	echo "ready; activate it with this line:" && echo "source $$env/bin/activate"
 
 # One thread: as fast for a network this small, and much faster when the machine has other work.
 demo:
