@@ -12,6 +12,8 @@ from pathlib import Path
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
+from poa_mm.checkpoint import read_checkpoint
+from poa_mm.engine.contracts import check_recorded_classes
 from poa_mm.engine.hooks.model import model_of
 from poa_mm.engine.launch import LAUNCHERS, leave_distributed, prepare, read_config
 from poa_mm.engine.pretrained import load_weights
@@ -71,7 +73,7 @@ def keep_predictions(cfg: Config, path: str) -> None:
 
 
 def build(args: argparse.Namespace) -> Runner:
-    """The runner with the checkpoint's weights, before any data is loaded."""
+    """The runner with the checkpoint's weights, before anything is scored."""
     cfg = read_config(args.config, args.cfg_options, args.work_dir)
     for name in ('test_dataloader', 'test_evaluator', 'test_cfg'):
         if cfg.get(name) is None:
@@ -84,6 +86,8 @@ def build(args: argparse.Namespace) -> Runner:
     prepare(cfg, args.launcher, parts=['test'])
     runner = Runner.from_cfg(cfg)
     load_weights(model_of(runner), args.checkpoint)
+    meta = read_checkpoint(args.checkpoint, weights=False).get('meta') or {}
+    check_recorded_classes(meta, runner.test_dataloader.dataset, args.checkpoint, 'test_dataloader.dataset')
     return runner
 
 

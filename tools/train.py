@@ -10,6 +10,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from poa_mm.checkpoint import read_checkpoint
+from poa_mm.engine.contracts import check_contracts, check_recorded_classes
 from poa_mm.engine.data_config import use_data
 from poa_mm.engine.hooks import StrictPretrainedHook
 from poa_mm.engine.hooks.model import model_of
@@ -80,7 +81,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> None:
 
 
 def build(args: argparse.Namespace) -> Runner:
-    """The runner, after everything has been checked that can be without loading data."""
+    """The runner, after everything has been checked that can be before the first step."""
     cfg = read_config(args.config, args.cfg_options, args.work_dir)
     merge_args(cfg, args)
     prepare(cfg, args.launcher)
@@ -92,7 +93,11 @@ def build(args: argparse.Namespace) -> Runner:
     strict = next((hook for hook in runner.hooks if isinstance(hook, StrictPretrainedHook)), StrictPretrainedHook())
     strict.check(model_of(runner))
     if resumed:
-        check_resumable(read_checkpoint(resumed, weights=False), model_of(runner), resumed)
+        checkpoint = read_checkpoint(resumed, weights=False)
+        check_resumable(checkpoint, model_of(runner), resumed)
+    check_contracts(runner)
+    if resumed:
+        check_recorded_classes(checkpoint['meta'], runner.train_dataloader.dataset, resumed, 'train_dataloader.dataset')
     return runner
 
 

@@ -1,3 +1,4 @@
+from .classes import RelabelledDataset
 from .digits import Digits
 from .image_folder import ImageFolder
 from .resumable import ResumableSampler, SeededDataset
@@ -30,6 +31,7 @@ __all__ = [
     'ImageFolder',
     'RandomAffineCrop',
     'RandomBackground',
+    'RelabelledDataset',
     'ResumableSampler',
     'SafeLoadImageFromFile',
     'SeededDataset',

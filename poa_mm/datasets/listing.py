@@ -21,6 +21,7 @@ SUFFIXES = (
     *('.tif', '.tiff', '.bmp', '.dib', '.ppm', '.pgm', '.pbm', '.pnm', '.pfm'),
     *('.jp2', '.j2k', '.j2c', '.jpc', '.jpf', '.jpx', '.ico', '.tga', '.pcx', '.sgi', '.qoi'),
 )
+BAND_SUFFIXES = (*SUFFIXES, '.npy')  # what LoadBands reads
 NO_SUFFIX = 'without suffix'
 NO_FILE = 'neither file nor folder'  # a link to nothing, a socket ..
 OUTSIDE = 'outside of the class folders'

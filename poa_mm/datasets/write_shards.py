@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .listing import SUFFIXES
+from .listing import BAND_SUFFIXES
 from .sources import ImageSource
 from .sources.shards import read_contents
 from .sources.tar import CLASSES
@@ -126,7 +126,7 @@ def _content(source: ImageSource, number: int) -> tuple[bytes, str]:
     content = source.read(number)
     if isinstance(content, bytes):
         suffix = os.path.splitext(source.key(number))[1].lower()
-        return content, suffix if suffix in SUFFIXES else _sniffed(content, source.name(number))
+        return content, suffix if suffix in BAND_SUFFIXES else _sniffed(content, source.name(number))
     file = io.BytesIO()
     np.save(file, content)
     return file.getvalue(), '.npy'
@@ -139,7 +139,7 @@ def _sniffed(content: bytes, name: str) -> str:
             suffix = '.' + image.format.lower()
     except OSError:
         suffix = ''
-    if suffix not in SUFFIXES:
+    if suffix not in BAND_SUFFIXES:
         raise ValueError(f'{name} is no image of a known kind')
     return suffix
 

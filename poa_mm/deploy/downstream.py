@@ -28,7 +28,7 @@ from mmengine.utils import to_2tuple
 from poa_mm.elastic import Subnet
 from poa_mm.models import ElasticResNet, ElasticSwinTransformer, ElasticVisionTransformer
 from poa_mm.models.backbones.elastic_resnet import resnet_config
-from poa_mm.models.backbones.elastic_swin import swin_config
+from poa_mm.models.backbones.swin_config import swin_config
 
 STRIDES = (4, 8, 16, 32)  # of the feature maps that FPN and UPerHead start from, in pixels
 RESCALES = ((4, 2, 1, 0.5), (2, 1, 0.5, 0.25))  # what Feature2Pyramid can do

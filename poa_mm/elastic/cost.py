@@ -30,7 +30,8 @@ def transformer_cost(
     mlp_ratio: float | Fraction = 4,
     qkv_bias: bool = True,
     layer_scale: bool = True,
-    final_norm: bool = True,
+    norms: int = 1,
+    stem_bias: bool = True,
 ) -> Cost:
     """Cost of a plain vision transformer without a classification head.
 
@@ -43,7 +44,8 @@ def transformer_cost(
         mlp_ratio: Hidden channels of the MLP over ``width``; a fraction where a float would round. Default: 4.
         qkv_bias: Bias on query, key and value. Default: True.
         layer_scale: LayerScale on both branches. Default: True.
-        final_norm: LayerNorm after the last block. Default: True.
+        norms: LayerNorms beside the blocks'. Default: 1, after the last block.
+        stem_bias: Bias of the patch projection. Default: True.
     """
     length = tokens + extra_tokens
     hidden = int(width * mlp_ratio)
@@ -56,9 +58,9 @@ def transformer_cost(
     )  # fmt: skip
     params = (
         depth * (matrices + vectors)
-        + (patch_inputs + 1) * width
+        + (patch_inputs + stem_bias) * width
         + (length + extra_tokens) * width  # position embedding and class token
-        + (2 * width if final_norm else 0)
+        + norms * 2 * width
     )
     attention = 2 * length * length * width  # queries by keys, then weights by values
     flops = 2 * (depth * (length * matrices + attention) + tokens * patch_inputs * width)
@@ -74,6 +76,7 @@ def resnet_cost(
     stem_channels: int = 64,
     in_channels: int = 3,
     strides: Sequence[int] = (1, 2, 2, 2),
+    deep_stem: bool = False,
 ) -> Cost:
     """Cost of a ResNet of bottlenecks, with affine norms, without a classification head.
 
@@ -85,10 +88,17 @@ def resnet_cost(
         stem_channels: Channels of the stem. Default: 64.
         in_channels: Channels of the images. Default: 3.
         strides: Stride of the first block of each stage. Default: (1, 2, 2, 2).
+        deep_stem: Three convolutions of 3 x 3 instead of one of 7 x 7. Default: False.
     """
     height, width = (-(-size // 2) for size in image_size)
-    params = in_channels * 49 * stem_channels + 2 * stem_channels
-    flops = 2 * in_channels * 49 * stem_channels * height * width
+    half = stem_channels // 2
+    stem = (
+        (in_channels * 9 * half, 9 * half**2, 9 * half * stem_channels)
+        if deep_stem
+        else (in_channels * 49 * stem_channels,)
+    )
+    params = sum(stem) + 2 * (2 * half * deep_stem + stem_channels)
+    flops = 2 * sum(stem) * height * width
     height, width = -(-height // 2), -(-width // 2)  # max pooling
     inputs = stem_channels
     for blocks, stride in zip(stage_blocks, strides):
@@ -119,6 +129,7 @@ def swin_cost(
     in_channels: int = 3,
     mlp_ratio: int = 4,
     normed_stages: Sequence[int] = (3,),
+    positions: int = 0,
 ) -> Cost:
     """Cost of a Swin transformer without a classification head.
 
@@ -134,10 +145,11 @@ def swin_cost(
         in_channels: Channels of the images. Default: 3.
         mlp_ratio: Hidden channels of the MLP over the stage's. Default: 4.
         normed_stages: Stages with a LayerNorm on their output. Default: the fourth only, (3,).
+        positions: Tokens of a learned position embedding. Default: 0, none.
     """
     rows, columns = (-(-size // patch_size) for size in image_size)
     patch_inputs = in_channels * patch_size**2
-    params = (patch_inputs + 3) * width  # weight, bias and LayerNorm
+    params = (patch_inputs + 3 + positions) * width  # weight, bias, LayerNorm and position embedding
     flops = 2 * patch_inputs * width * rows * columns
     for stage, blocks in enumerate(stage_blocks):
         if stage > 0:  # patch merging

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
+from poa_mm.datasets.classes import RelabelledDataset, class_names, few
 from poa_mm.elastic import Subnet
 
 CONFIG_KEYS = ('bank', 'query', 'ks', 'temperature', 'subnets_per_pass')
@@ -40,11 +43,42 @@ class EvaluationData(NamedTuple):
 def open_data(cfg: Config) -> EvaluationData:
     """The data of the config's entry ``knn = dict(bank=..., query=...)``.
 
+    Classes of the query are those of the bank that have their names. Those that the bank lacks are warned of, and
+    get labels of their own, so that their images count as errors.
+
     Raises:
-        ValueError: If the entry is missing or not valid.
+        ValueError: If the entry is missing or not valid, a data set cannot be opened, or bank and query have not one
+            class in common.
     """
     entry = _checked_entry(cfg)
-    return EvaluationData(_build_loader(entry['bank']), _build_loader(entry['query']), _build_preprocessor(cfg), entry)
+    bank, query = (_build_loader(entry[name], f'knn.{name}') for name in ('bank', 'query'))
+    labels = _labels_of_query(class_names(bank.dataset), class_names(query.dataset))
+    if labels is not None:
+        dataset = dict(type=RelabelledDataset, dataset=entry['query']['dataset'], labels=labels)
+        query = _build_loader({**entry['query'], 'dataset': dataset}, 'knn.query')
+    return EvaluationData(bank, query, _build_preprocessor(cfg), entry)
+
+
+def _labels_of_query(known: Sequence[str] | None, names: Sequence[str] | None) -> list[int] | None:
+    """Numbers for the query's classes, of which ``names`` are the names; ``known`` are those of the bank.
+
+    None where they can stay as they are.
+    """
+    if known is None or names is None:
+        if known is not names:
+            which = 'query' if names is None else 'bank'
+            print_log(f'knn.{which} has no names of classes: its labels count as they are', 'current', logging.WARNING)
+        return None
+    if known == names:
+        return None
+    strange = [name for name in names if name not in set(known)]
+    if len(strange) == len(names):
+        raise ValueError(f'knn.query has no class of knn.bank: {few(names)} are not among {few(known)}')
+    if strange:
+        text = f'knn.bank has no class {few(strange)}: images of the query of that name count as errors'
+        print_log(text, 'current', logging.WARNING)
+    numbers = {name: label for label, name in enumerate([*known, *strange])}
+    return [numbers[name] for name in names]
 
 
 def _checked_entry(cfg: Config) -> Mapping[str, Any]:
@@ -58,11 +92,14 @@ def _checked_entry(cfg: Config) -> Mapping[str, Any]:
     return entry
 
 
-def _build_loader(loader: Mapping[str, Any]) -> DataLoader:
+def _build_loader(loader: Mapping[str, Any], key: str = 'knn') -> DataLoader:
     # Fixed here, not in every config: order and completeness are what distributed extraction relies on.
     fixed = {'sampler': {'type': 'DefaultSampler', 'shuffle': False}, 'drop_last': False}
     loader = {'collate_fn': {'type': 'default_collate'}, **loader, **fixed}
-    return Runner.build_dataloader(loader, seed=0)
+    try:
+        return Runner.build_dataloader(loader, seed=0)
+    except (AssertionError, RuntimeError) as error:  # mmpretrain's, of folders that do not fit
+        raise ValueError(f'{key}.dataset: {error}') from error
 
 
 def _build_preprocessor(cfg: Config) -> nn.Module:

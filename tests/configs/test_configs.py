@@ -13,7 +13,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, HOOKS, MODELS, PARAM_SCHEDULERS, TRANSFORMS, init_default_scope
 
 from poa_mm.engine.hooks.teacher_ema_hook import cosine
-from poa_mm.evaluation.knn import _build_loader
+from poa_mm.evaluation.data import _build_loader
 
 SHARED = Path(os.environ.get('POA_MM_SHARED', Path(__file__).resolve().parents[3] / 'shared'))
 CONFIGS = Path(__file__).parents[2] / 'configs'

@@ -39,7 +39,7 @@ OPTIONS = {
     'default': {},
     'without qkv bias': dict(qkv_bias=False),
     'without layer scale': dict(layer_scale=False),
-    'without final norm': dict(final_norm=False),
+    'without final norm': dict(norms=0),
     'narrow mlp': dict(mlp_ratio=Fraction(3, 2)),
 }
 
@@ -57,7 +57,7 @@ def test_cost_is_that_of_the_stock_network(width, depth, image, options):
         img_size=image,
         qkv_bias=options.get('qkv_bias', True),
         layer_scale_init_value=1e-5 if options.get('layer_scale', True) else 0.0,
-        final_norm=options.get('final_norm', True),
+        final_norm=options.get('norms', 1) > 0,
     )
     tokens = (image[0] // 16) * (image[1] // 16)
     cost = transformer_cost(width, depth, tokens=tokens, patch_inputs=3 * 16 * 16, **options)

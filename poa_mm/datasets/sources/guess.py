@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from ..listing import SUFFIXES, class_folders
+from ..listing import BAND_SUFFIXES, class_folders
 from .arrow import ArrowSource
 from .base import ImageSource
 from .folder import FolderSource
@@ -41,7 +41,7 @@ def guess_dataset(path: str) -> dict[str, Any]:
     if any(os.path.isfile(os.path.join(path, name)) for name in SAVED) or _holds(path, *TABLES):
         return dict(type='HuggingFaceImages', data_root=path)
     if _holds(path, '.tar'):
-        if _holds(path, *SUFFIXES):
+        if _holds(path, *BAND_SUFFIXES):
             raise ValueError(f'{path} holds tar files and images; {path}/*.tar means the tar files')
         return dict(type='TarImages', data_root=path, shards='*.tar')
     return dict(type='ImageFolder', data_prefix=path)
@@ -53,7 +53,7 @@ def guess_source(
     split: str = 'train',
     cache_dir: str | os.PathLike | None = None,
 ) -> ImageSource:
-    """Open a folder of images, shards or a data set of Hugging Face, whichever it is.
+    """Open a folder of images, shards or a data set of Hugging Face, whichever it is; ``.npy`` files count.
 
     Args:
         path: As for :func:`guess_dataset`.
@@ -68,11 +68,11 @@ def guess_source(
     found = guess_dataset(path)
     kind = found['type']
     if kind == 'TarImages':
-        return TarSource(found['data_root'], found['shards'], SUFFIXES, cache_dir=cache_dir)
+        return TarSource(found['data_root'], found['shards'], BAND_SUFFIXES, cache_dir=cache_dir)
     if kind == 'HuggingFaceImages':
         return ArrowSource(found['data_root'], split)
     root = found['data_prefix']
-    return FolderSource(root, class_folders(root) if labels else None, cache_dir=cache_dir)
+    return FolderSource(root, class_folders(root) if labels else None, BAND_SUFFIXES, cache_dir=cache_dir)
 
 
 def _holds(folder: str, *suffixes: str) -> bool:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from poa_mm.models.selfsup.batch import check_masks
+
 from .model import model_of
 from .once import OnceHook
+
+if TYPE_CHECKING:
+    from poa_mm.models.selfsup import POA
 
 
 @HOOKS.register_module()
@@ -49,6 +55,7 @@ class POAScheduleHook(OnceHook):
         self.patch_loss_start = patch_loss_start
         self.freeze_prototypes_iters = freeze_prototypes_iters
         self._frozen: list[tuple[dict, float]] = []
+        self._masks_checked = False
 
     def teacher_temp_at(self, iteration: int) -> float:
         """Teacher temperature at ``iteration``; the ramp's last value is at ``teacher_temp_iters - 1``."""
@@ -70,8 +77,14 @@ class POAScheduleHook(OnceHook):
             )
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
-        """Set the values of this iteration."""
+        """Set the values of this iteration.
+
+        Raises:
+            ValueError: Before the first one, if the masks would not fit when the patch loss starts.
+        """
         model = model_of(runner)
+        if not self._masks_checked and data_batch is not None:
+            self._check_masks(runner, model, data_batch)
         model.teacher_temp = self.teacher_temp_at(runner.iter)
         model.patch_loss_active = runner.iter >= self.patch_loss_start
         runner.message_hub.update_scalar('train/teacher_temp', model.teacher_temp)
@@ -80,6 +93,12 @@ class POAScheduleHook(OnceHook):
                 if group.get('prototypes'):
                     self._frozen.append((group, group['lr']))
                     group['lr'] = 0.0
+
+    def _check_masks(self, runner: Runner, model: POA, data_batch: Mapping[str, Any]) -> None:
+        self._masks_checked = True
+        if model.patch_weight > 0 and self.patch_loss_start < runner.max_iters:
+            view = data_batch['inputs'][0]  # (B, C, H, W)
+            check_masks(data_batch.get('data_samples'), len(view), model.backbone.mask_grid(tuple(view.shape[-2:])))
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Give frozen groups their learning rate back, from which the schedulers compute the next one."""

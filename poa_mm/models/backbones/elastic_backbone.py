@@ -70,6 +70,7 @@ class ElasticBackbone(Protocol):
             None if it gives them itself.
         elastic_options: Names of attributes that change what smaller subnets compute, and show neither in the
             weights nor in the config of the extracted largest one.
+        training_options: Keys of that config which change training only, not what a trained network computes.
     """
 
     space: SubnetSpace
@@ -80,6 +81,7 @@ class ElasticBackbone(Protocol):
     block: type[nn.Module]
     neck: Mapping[str, Any] | None
     elastic_options: tuple[str, ...]
+    training_options: tuple[str, ...]
 
     def forward(self, x: Tensor, subnet: Subnet | None = None, mask: Tensor | None = None) -> tuple[Tensor, ...]:
         """Outputs as mmpretrain's backbones give them (``out_indices``, ``out_type``)."""

@@ -54,10 +54,13 @@ class ElasticBottleneck(MidChannelsBottleneck):
 class ElasticResNet(BottleneckResNet):
     """ResNet that computes any of its subnets (POA, Sec. 3.2).
 
-    A drop-in for mmpretrain's ``ResNet`` whose forward takes the subnet to compute. The width of a subnet is
-    the mid channels of the first stage's bottlenecks, doubled from stage to stage; what the stages give keeps
-    its channels. The depth is cut in each stage by itself. GroupNorm is the only norm: subnets that shared
-    batch statistics would spoil them for each other. A cut norm keeps its number of groups.
+    At full size it is a bottleneck ``ResNet`` of mmpretrain; its forward takes the subnet to compute. The width of a
+    subnet is the mid channels of the first stage's bottlenecks, doubled from stage to stage; what the stages give
+    keeps its channels. The depth is cut in each stage by itself. A cut norm keeps its number of groups.
+
+    It takes mmpretrain's options as below, and extraction carries each over. It does not take ``norm_cfg``: GroupNorm
+    is the only norm, as subnets that shared batch statistics would spoil them for each other. Nor does it take
+    ``dilations``, ``style``, ``conv_cfg`` and ``drop_path_rate``, which POA does not use.
 
     The class feature is the mean of the last feature map; patches and masks lie on a grid twice as fine as
     that map. A mask replaces what the stem gives, after its pooling.
@@ -77,6 +80,10 @@ class ElasticResNet(BottleneckResNet):
         out_indices: Stages whose output is returned. Default: (3,).
         num_groups: Groups of every GroupNorm. Default: 32.
         zero_init_residual: Start with residual branches that give zero. Default: True.
+        deep_stem: Three convolutions of 3 x 3 instead of one of 7 x 7. Default: False.
+        avg_down: Shortcuts that change the resolution average before they project. Default: False.
+        frozen_stages: Number of leading stages that do not train, with the stem; 0: the stem alone. Default: -1, none.
+        norm_eval: As of mmpretrain's class, for which it concerns BatchNorm only; there is none. Default: False.
         with_cp: Keep the inputs of each block only, and compute the block again in the backward pass: the same
             results in much less memory and more time. Default: False.
         init_cfg: mmengine's initialisation config. Default: that of mmpretrain's ``ResNet``.
@@ -95,6 +102,7 @@ class ElasticResNet(BottleneckResNet):
     block = ElasticBottleneck
     neck = dict(type='GlobalAveragePooling')
     elastic_options = ()
+    training_options = ('frozen_stages', 'norm_eval')
 
     def __init__(
         self,
@@ -111,18 +119,25 @@ class ElasticResNet(BottleneckResNet):
         out_indices: Sequence[int] = (3,),
         num_groups: int = 32,
         zero_init_residual: bool = True,
+        deep_stem: bool = False,
+        avg_down: bool = False,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
         with_cp: bool = False,
         init_cfg: dict | list | None = None,
     ):
         space = _space(tuple(stage_blocks), mid_channels, widths, depths, self.STANDARD_SUBNETS, aliases)
         if num_groups < 1:
             raise ValueError(f'num_groups {num_groups} is not positive')
-        for channels in (*space.widths, stem_channels, 4 * base_channels):
+        for channels in (*space.widths, stem_channels, 4 * base_channels, *([stem_channels // 2] if deep_stem else [])):
             if channels % num_groups:
                 raise ValueError(
                     f'{num_groups} groups do not divide {channels} channels; widths {space.widths}, stem_channels '
-                    f'{stem_channels} and 4 * base_channels {4 * base_channels} have to be multiples'
+                    f'{stem_channels} (half of it with deep_stem) and 4 * base_channels {4 * base_channels} have to be '
+                    'multiples'
                 )
+        if not -1 <= frozen_stages <= 4:
+            raise ValueError(f'frozen_stages {frozen_stages} is not among -1 (none), 0 (the stem), 1, 2, 3, 4')
         if len(strides) != 4 or not set(out_indices) <= set(range(4)):
             raise ValueError(f'strides {strides} must be four and out_indices {out_indices} among 0, 1, 2, 3')
         # Not ResNet.__init__, which would build other blocks, and cannot on the meta device.
@@ -136,7 +151,9 @@ class ElasticResNet(BottleneckResNet):
         self.norm_cfg = dict(type='GN', num_groups=num_groups)
         self.zero_init_residual = zero_init_residual
         self.with_cp = with_cp
-        self.conv_cfg, self.deep_stem, self.frozen_stages, self.norm_eval = None, False, -1, False
+        self.conv_cfg, self.deep_stem, self.avg_down = None, deep_stem, avg_down
+        self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
+        self.stem_modules = ('stem',) if deep_stem else ('conv1', 'gn1')
 
         self._make_stem_layer(in_channels, stem_channels)
         self.res_layers = []
@@ -150,6 +167,7 @@ class ElasticResNet(BottleneckResNet):
                 outputs,
                 mid_channels=mid_channels * 2**index,
                 stride=stride,
+                avg_down=avg_down,
                 norm_cfg=self.norm_cfg,
             )
             self.add_module(name, layer)
@@ -160,6 +178,7 @@ class ElasticResNet(BottleneckResNet):
         self.img_size = to_2tuple(img_size)
         self.in_channels = in_channels
         self.mask_token = nn.Parameter(torch.zeros(1, stem_channels, 1, 1))
+        self._freeze_stages()
 
     def forward(self, x: Tensor, subnet: Subnet | None = None, mask: Tensor | None = None) -> tuple[Tensor, ...]:
         """Feature maps of the stages in ``out_indices``.
@@ -198,7 +217,8 @@ class ElasticResNet(BottleneckResNet):
         subnet = self.space.parse(subnet or self.space.largest)
         ratio = Fraction(subnet.width, self.mid_channels)
         grid = self.mask_grid(tuple(x.shape[-2:]))
-        x = self.maxpool(self.relu(self.norm1(self.conv1(x))))
+        x = self.stem(x) if self.deep_stem else self.relu(self.norm1(self.conv1(x)))
+        x = self.maxpool(x)
         if mask is not None:
             if mask.shape != (len(x), grid[0] * grid[1]):
                 raise ValueError(
@@ -248,7 +268,7 @@ class ElasticResNet(BottleneckResNet):
         """
         subnet = self.space.parse(subnet)
         ratio = Fraction(subnet.width, self.mid_channels)
-        modules = {'conv1': self.conv1, self.norm1_name: self.norm1}
+        modules = {name: self.get_submodule(name) for name in self.stem_modules}
         for blocks in self._blocks(subnet):
             modules |= blocks
         state = {
@@ -263,7 +283,13 @@ class ElasticResNet(BottleneckResNet):
             base_channels=self.base_channels,
             strides=self.strides,
             num_groups=self.norm_cfg['num_groups'],
+            deep_stem=self.deep_stem,
+            avg_down=self.avg_down,
         )
+        if self.frozen_stages >= 0:
+            config['frozen_stages'] = self.frozen_stages
+        if self.norm_eval:
+            config['norm_eval'] = True
         return config, state
 
     def cost(self, subnet: Subnet, image_size: int | tuple[int, int] | None = None) -> Cost:
@@ -280,6 +306,7 @@ class ElasticResNet(BottleneckResNet):
             stem_channels=self.stem_channels,
             in_channels=self.in_channels,
             strides=self.strides,
+            deep_stem=self.deep_stem,
         )
 
 
@@ -291,6 +318,8 @@ def resnet_config(
     base_channels: int,
     strides: tuple[int, ...],
     num_groups: int,
+    deep_stem: bool = False,
+    avg_down: bool = False,
 ) -> dict[str, Any]:
     """Config of the plain network that a subnet is; :meth:`ElasticResNet.extract` says which class it is of.
 
@@ -320,6 +349,7 @@ def resnet_config(
         stem_channels=stem_channels,
         strides=strides,
         norm_cfg=dict(type='GN', num_groups=num_groups),
+        **{name: True for name, is_on in dict(deep_stem=deep_stem, avg_down=avg_down).items() if is_on},
     )
 
 

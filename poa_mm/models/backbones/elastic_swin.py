@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
@@ -12,6 +13,7 @@ from mmengine.registry import MODELS
 from mmengine.utils import to_2tuple
 from mmpretrain.models.backbones import SwinTransformer
 from mmpretrain.models.backbones.base_backbone import BaseBackbone
+from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor, nn
 
 from poa_mm.elastic import (
@@ -27,22 +29,24 @@ from poa_mm.elastic import (
 
 from .elastic_backbone import Features, map_features, run_block
 from .elastic_swin_layers import NORM_EPS, ElasticSwinBlock, ElasticSwinStage, ElasticSwinStem
-
-ELASTIC_STAGE = 2  # the one whose depth varies
+from .elastic_transformer import dropout
+from .swin_config import ELASTIC_STAGE, stage_depths, swin_config
 
 
 @MODELS.register_module()
 class ElasticSwinTransformer(SwinTransformer):
     """Swin transformer that computes any of its subnets (POA, Sec. 3.2).
 
-    A drop-in for mmpretrain's ``SwinTransformer`` whose forward takes the subnet to compute. At full size it
-    is that network, block for block. The width of a subnet is that of its first stage, doubled from stage to
-    stage; its depth is that of the third stage, the others stay whole. The stem is told the width; every
-    later layer reads it off its input.
+    At full size it is mmpretrain's ``SwinTransformer``, block for block; its forward takes the subnet to compute. The
+    width of a subnet is that of its first stage, doubled from stage to stage; its depth is that of the third stage, the
+    others stay whole. The stem is told the width; every later layer reads it off its input.
+
+    It takes mmpretrain's options as below, and extraction carries each over. It does not take ``stage_cfgs``,
+    ``patch_cfg`` and ``norm_cfg``: a subnet keeps any of the blocks, so all have to be alike and sliceable.
 
     A block keeps its shift (or has none) whatever is dropped around it, as in the authors' code. Two
     neighbours in a subnet may therefore both be shifted; the config of the extracted network says so by
-    ``stage_cfgs``. Maps that do not divide into windows are padded, smaller ones too (``pad_small_map``).
+    ``stage_cfgs``. Maps that do not divide into windows are padded.
 
     The class feature is the mean of the last feature map; patches and masks lie on a grid twice as fine as
     that map. A mask replaces what the stem gives, after its norm.
@@ -62,6 +66,14 @@ class ElasticSwinTransformer(SwinTransformer):
         in_channels: Channels of the images. Default: 3.
         window_size: Rows and columns of a window. Default: 7.
         out_indices: Stages whose output is returned, the last (3) among them. Default: (3,).
+        use_abs_pos_embed: Add a learned position embedding to what the stem gives, resized to other grids than that of
+            ``img_size``. Default: False.
+        pad_small_map: Pad maps that are smaller than a window, too, so that images of any size can be computed.
+            Default: True (mmpretrain's is False).
+        frozen_stages: The last stage that does not train, with all before it: 0 is the stem and the first stage, as
+            mmpretrain counts. Default: -1, none.
+        norm_eval: As of mmpretrain's class, for which it concerns BatchNorm only; there is none. Default: False.
+        drop_rate: Dropout of what the stem gives, in training. Default: 0.
         drop_path_rate: Share of the batch that skips each residual branch in training, the same in all
             blocks. Default: 0.
         stem_norm: Channels that the LayerNorm of the stem runs over. ``'sliced'``: those of the subnet, as in
@@ -92,6 +104,7 @@ class ElasticSwinTransformer(SwinTransformer):
     block = ElasticSwinBlock
     neck = dict(type='GlobalAveragePooling')
     elastic_options = ('stem_norm',)
+    training_options = ('frozen_stages', 'norm_eval', 'drop_rate')
 
     def __init__(
         self,
@@ -106,6 +119,11 @@ class ElasticSwinTransformer(SwinTransformer):
         out_indices: Sequence[int] = (3,),
         drop_path_rate: float = 0.0,
         stem_norm: str = 'sliced',
+        use_abs_pos_embed: bool = False,
+        pad_small_map: bool = True,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        drop_rate: float = 0.0,
         with_cp: bool = False,
         init_cfg: dict | list | None = None,
     ):
@@ -124,8 +142,11 @@ class ElasticSwinTransformer(SwinTransformer):
         last = self.num_layers - 1
         if not {last} <= set(out_indices) <= set(range(self.num_layers)):
             raise ValueError(f'out_indices {out_indices} must be among 0 .. {last} and hold {last}')
-        if not 0 <= drop_path_rate < 1:
-            raise ValueError(f'drop_path_rate {drop_path_rate} is not in [0, 1)')
+        for name, rate in dict(drop_path_rate=drop_path_rate, drop_rate=drop_rate).items():
+            if not 0 <= rate < 1:
+                raise ValueError(f'{name} {rate} is not in [0, 1)')
+        if not -1 <= frozen_stages <= last:
+            raise ValueError(f'frozen_stages {frozen_stages} is not among -1 (none), 0 .. {last}')
         if stem_norm not in self.STEM_NORMS:
             raise ValueError(f'stem_norm {stem_norm!r} is not one of {", ".join(self.STEM_NORMS)}')
         self.out_indices = tuple(sorted(set(out_indices)))
@@ -136,8 +157,9 @@ class ElasticSwinTransformer(SwinTransformer):
         self.patch_size = patch_size
         self.in_channels = in_channels
         self.window_size = window_size
-        # What methods of mmpretrain's class ask for.
-        self.frozen_stages, self.norm_eval, self.use_abs_pos_embed = -1, False, False
+        self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
+        self.use_abs_pos_embed, self.interpolate_mode = use_abs_pos_embed, 'bicubic'
+        self.pad_small_map, self.drop_rate = pad_small_map, drop_rate
 
         self.patch_embed = ElasticSwinStem(
             stem_norm,
@@ -147,6 +169,11 @@ class ElasticSwinTransformer(SwinTransformer):
             stride=patch_size,
             input_size=self.img_size,
         )
+        self.patch_resolution = self.patch_embed.init_out_size
+        if use_abs_pos_embed:
+            self.absolute_pos_embed = nn.Parameter(torch.zeros(1, math.prod(self.patch_resolution), self.embed_dims))
+            self._register_load_state_dict_pre_hook(self._prepare_abs_pos_embed)
+        self.drop_after_pos = dropout(drop_rate)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, self.embed_dims))
         self.stages = ModuleList(
             ElasticSwinStage(
@@ -156,11 +183,13 @@ class ElasticSwinTransformer(SwinTransformer):
                 head_dim=self.head_dim,
                 window_size=window_size,
                 drop_path_rate=drop_path_rate,
+                pad_small_map=pad_small_map,
             )
             for stage, (width, depth) in enumerate(zip(self.stage_channels, self.depths))
         )
         for stage in self.out_indices:
             self.add_module(f'norm{stage}', ElasticLayerNorm(self.stage_channels[stage], NORM_EPS))
+        self._freeze_stages()
 
     @classmethod
     def _arch_settings(cls, arch: str | Mapping[str, Any]) -> dict[str, Any]:
@@ -244,6 +273,10 @@ class ElasticSwinTransformer(SwinTransformer):
             mask = mask.view(-1, *mask_grid).repeat_interleave(cell, 1).repeat_interleave(cell, 2)
             mask = mask[:, : grid[0], : grid[1]].reshape(len(x), -1, 1)  # stages pad below and to the right
             x = torch.where(mask, leading(self.mask_token, subnet.width).to(x.dtype), x)
+        if self.use_abs_pos_embed:
+            position = leading(self.absolute_pos_embed, subnet.width)
+            x = x + resize_pos_embed(position, self.patch_resolution, grid, self.interpolate_mode, num_extra_tokens=0)
+        x = self.drop_after_pos(x)
         for stage, blocks in zip(self.stages, self._blocks(subnet)):
             for block in blocks:
                 x = run_block(block, x, grid, with_cp=self.with_cp)
@@ -264,7 +297,7 @@ class ElasticSwinTransformer(SwinTransformer):
         ]
 
     def _stage_depths(self, subnet: Subnet) -> list[int]:
-        return _stage_depths(subnet, self.depths)
+        return stage_depths(subnet, self.depths)
 
     def mask_grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of patches in images of ``(H, W)`` pixels: twice those of the last feature map."""
@@ -300,6 +333,8 @@ class ElasticSwinTransformer(SwinTransformer):
             for name, module in modules.items()
             for key, value in sliced_state_dict(module, ratio).items()
         }
+        if self.use_abs_pos_embed:
+            state['absolute_pos_embed'] = leading(self.absolute_pos_embed.detach(), subnet.width).clone()
         config = swin_config(
             subnet,
             self.depths,
@@ -308,7 +343,12 @@ class ElasticSwinTransformer(SwinTransformer):
             patch_size=self.patch_size,
             in_channels=self.in_channels,
             window_size=self.window_size,
+            pad_small_map=self.pad_small_map,
         )
+        others = dict(use_abs_pos_embed=self.use_abs_pos_embed, drop_rate=self.drop_rate, norm_eval=self.norm_eval)
+        config |= {name: value for name, value in others.items() if value}
+        if self.frozen_stages >= 0:
+            config['frozen_stages'] = self.frozen_stages
         if self.out_indices != (self.num_layers - 1,):  # which is what the stock network does
             config['out_indices'] = self.out_indices
         return config, state
@@ -330,6 +370,7 @@ class ElasticSwinTransformer(SwinTransformer):
             patch_size=self.patch_size,
             in_channels=self.in_channels,
             normed_stages=self.out_indices,
+            positions=math.prod(self.patch_resolution) if self.use_abs_pos_embed else 0,
         )
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
@@ -344,47 +385,3 @@ class ElasticSwinTransformer(SwinTransformer):
         if param_name.startswith(f'{prefix}stages.') and '.downsample.' in param_name:
             depth += 1
         return depth, num_depths
-
-
-def swin_config(
-    subnet: Subnet,
-    depths: Sequence[int],
-    *,
-    head_dim: int,
-    img_size: tuple[int, int],
-    patch_size: int,
-    in_channels: int,
-    window_size: int,
-) -> dict[str, Any]:
-    """Config of the stock ``mmpretrain.SwinTransformer`` that a subnet is.
-
-    Args:
-        subnet: The subnet.
-        depths: Blocks of the supernet's stages, as which blocks are kept decides which are shifted.
-        head_dim: Channels of an attention head.
-        img_size: As of the stock network, which takes images of any size.
-        patch_size: As of the stock network, as are the others.
-    """
-    config = dict(
-        type='SwinTransformer',
-        arch=dict(
-            embed_dims=subnet.width,
-            depths=_stage_depths(subnet, depths),
-            num_heads=[subnet.width * 2**stage // head_dim for stage in range(len(depths))],
-        ),
-        img_size=img_size,
-        patch_size=patch_size,
-        in_channels=in_channels,
-        window_size=window_size,
-        pad_small_map=True,
-    )
-    shifts = [index % 2 == 1 for index in kept_blocks(subnet.depth, depths[ELASTIC_STAGE])]
-    if shifts != [position % 2 == 1 for position in range(len(shifts))]:  # which is what the stock network does
-        config['stage_cfgs'] = [{} for _ in depths]
-        config['stage_cfgs'][ELASTIC_STAGE] = dict(block_cfgs=[dict(shift=shift) for shift in shifts])
-    return config
-
-
-def _stage_depths(subnet: Subnet, depths: Sequence[int]) -> list[int]:
-    """Blocks of each stage of a subnet, where the supernet has ``depths``."""
-    return [subnet.depth if stage == ELASTIC_STAGE else depth for stage, depth in enumerate(depths)]

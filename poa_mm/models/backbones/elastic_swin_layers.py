@@ -91,7 +91,15 @@ class ElasticWindowMSA(WindowMSA, ElasticLayer):
 class ElasticSwinBlock(BaseModule):
     """One pre-norm block of attention within (shifted) windows."""
 
-    def __init__(self, width: int, head_dim: int, shift: bool, window_size: int, drop_path_rate: float):
+    def __init__(
+        self,
+        width: int,
+        head_dim: int,
+        shift: bool,
+        window_size: int,
+        drop_path_rate: float,
+        pad_small_map: bool = True,
+    ):
         super().__init__()
         self.drop_path_rate = drop_path_rate
         self.norm1 = ElasticLayerNorm(width, NORM_EPS)
@@ -100,7 +108,7 @@ class ElasticSwinBlock(BaseModule):
             width // head_dim,
             window_size,
             shift_size=window_size // 2 if shift else 0,
-            pad_small_map=True,
+            pad_small_map=pad_small_map,
             window_msa=ElasticWindowMSA,
         )
         self.norm2 = ElasticLayerNorm(width, NORM_EPS)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import torch
 from mmcv.cnn.bricks.transformer import PatchEmbed
 from mmengine.model import BaseModule
+from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -39,6 +41,35 @@ def _layer_scale(width: int, init_value: float) -> nn.Module:
     return ElasticLayerScale(width, init_value) if init_value > 0 else nn.Identity()
 
 
+def dropout(rate: float) -> nn.Module:
+    """Dropout, or nothing at a rate of 0."""
+    return nn.Dropout(rate) if rate > 0 else nn.Identity()
+
+
+def resize_positions(
+    pos_embed: Tensor, source: tuple[int, int], target: tuple[int, int], mode: str, extra_tokens: int
+) -> Tensor:
+    """Position embeddings ``(1, L, D)`` for another grid, by mmpretrain's ``resize_pos_embed``.
+
+    Args:
+        pos_embed: Those of ``extra_tokens``, which stay, then those of the grid.
+        source: Rows and columns that they are for.
+        target: Rows and columns that are needed.
+        mode: Of the interpolation.
+        extra_tokens: Tokens before those of the grid.
+    """
+    if tuple(target) != tuple(source) and pos_embed.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return resize_by_product(pos_embed, source, target, mode, extra_tokens)
+    return resize_pos_embed(pos_embed, source, target, mode, extra_tokens)
+
+
+def resize_by_product(pos_embed: Tensor, *args: Any) -> Tensor:
+    """As :func:`resize_positions`, by a product with a matrix: GPUs interpolate back with sums in random order."""
+    with torch.autocast(pos_embed.device.type, enabled=False):
+        weights = resize_pos_embed(torch.eye(pos_embed.shape[1], device=pos_embed.device)[None], *args)  # (1, L', L)
+        return weights.to(pos_embed.dtype) @ pos_embed
+
+
 class ElasticPatchEmbed(PatchEmbed, ElasticLayer):
     """Patch projection; the one layer that is told the width, since its input is never cut."""
 
@@ -48,23 +79,32 @@ class ElasticPatchEmbed(PatchEmbed, ElasticLayer):
             x = self.adaptive_padding(x)
         conv = self.projection
         if width < self.embed_dims:
-            x = F.conv2d(x, conv.weight[:width], leading(conv.bias, width), conv.stride)
+            x = F.conv2d(x, conv.weight[:width], None if conv.bias is None else leading(conv.bias, width), conv.stride)
         else:
             x = conv(x)
         return x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3])
 
     def sliced_state(self, ratio: Fraction) -> dict[str, Tensor]:
         width = int(self.embed_dims * ratio)
-        weight, bias = self.projection.weight[:width], leading(self.projection.bias, width)
-        return {'projection.weight': weight.clone(), 'projection.bias': bias.clone()}
+        return {f'projection.{name}': param[:width].clone() for name, param in self.projection.named_parameters()}
 
 
 class ElasticAttention(BaseModule):
     """Self-attention over however many heads of ``head_dim`` channels arrive."""
 
-    def __init__(self, width: int, head_dim: int, qkv_bias: bool, layer_scale_init_value: float):
+    def __init__(
+        self,
+        width: int,
+        head_dim: int,
+        qkv_bias: bool,
+        layer_scale_init_value: float,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+    ):
         super().__init__()
         self.head_dim = head_dim
+        self.attn_drop_rate = attn_drop_rate
+        self.proj_drop = dropout(drop_rate)
         self.qkv = ElasticLinear(width, 3 * width, bias=qkv_bias, stacked=3)
         self.proj = ElasticLinear(width, width)
         self.gamma1 = _layer_scale(width, layer_scale_init_value)
@@ -73,17 +113,20 @@ class ElasticAttention(BaseModule):
         """``(B, N, width)`` to the same."""
         qkv = self.qkv(x).unflatten(-1, (3, -1, self.head_dim))  # (B, N, 3, heads, head_dim)
         query, key, value = (part.transpose(1, 2) for part in qkv.unbind(2))  # each (B, heads, N, head_dim)
-        x = F.scaled_dot_product_attention(query, key, value)
-        return self.gamma1(self.proj(x.transpose(1, 2).flatten(2)))
+        drop_rate = self.attn_drop_rate if self.training else 0.0
+        x = F.scaled_dot_product_attention(query, key, value, dropout_p=drop_rate)
+        return self.gamma1(self.proj_drop(self.proj(x.transpose(1, 2).flatten(2))))
 
 
 class ElasticFFN(BaseModule):
     """Two linear layers with GELU between."""
 
-    def __init__(self, width: int, hidden: int, layer_scale_init_value: float):
+    def __init__(self, width: int, hidden: int, layer_scale_init_value: float, drop_rate: float = 0.0):
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Sequential(ElasticLinear(width, hidden), nn.GELU()), ElasticLinear(hidden, width)
+            nn.Sequential(ElasticLinear(width, hidden), nn.GELU(), dropout(drop_rate)),
+            ElasticLinear(hidden, width),
+            dropout(drop_rate),
         )
         self.gamma2 = _layer_scale(width, layer_scale_init_value)
 
@@ -104,13 +147,15 @@ class ElasticEncoderLayer(BaseModule):
         norm_eps: float,
         layer_scale_init_value: float,
         drop_path_rate: float,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
     ):
         super().__init__()
         self.drop_path_rate = drop_path_rate
         self.ln1 = ElasticLayerNorm(width, norm_eps)
-        self.attn = ElasticAttention(width, head_dim, qkv_bias, layer_scale_init_value)
+        self.attn = ElasticAttention(width, head_dim, qkv_bias, layer_scale_init_value, drop_rate, attn_drop_rate)
         self.ln2 = ElasticLayerNorm(width, norm_eps)
-        self.ffn = ElasticFFN(width, hidden, layer_scale_init_value)
+        self.ffn = ElasticFFN(width, hidden, layer_scale_init_value, drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, N, width)`` to the same."""

@@ -13,7 +13,6 @@ from mmengine.registry import MODELS
 from mmengine.utils import to_2tuple
 from mmpretrain.models.backbones import VisionTransformer
 from mmpretrain.models.backbones.base_backbone import BaseBackbone
-from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor, nn
 
 from poa_mm.elastic import (
@@ -28,16 +27,20 @@ from poa_mm.elastic import (
 )
 
 from .elastic_backbone import Features, run_block
-from .elastic_transformer import ElasticEncoderLayer, ElasticPatchEmbed
+from .elastic_transformer import ElasticEncoderLayer, ElasticPatchEmbed, dropout, resize_positions
+from .vit_config import vit_config
 
 
 @MODELS.register_module()
 class ElasticVisionTransformer(VisionTransformer):
     """Vision transformer that computes any of its subnets (POA, Sec. 3.2).
 
-    A drop-in for mmpretrain's ``VisionTransformer`` whose forward takes the subnet to compute. At full
-    size it is that network, block for block. The patch projection is told the width; every later layer
-    reads it off its input.
+    At full size it is mmpretrain's ``VisionTransformer``, block for block; its forward takes the subnet to compute. The
+    patch projection is told the width; every later layer reads it off its input.
+
+    It takes that class's options as below. It does not take ``layer_cfgs`` for each block by itself or with another
+    kind of FFN, nor other norms than ``'LN'``: a subnet keeps any of the blocks, so all have to be alike and sliceable.
+    Extraction carries each option over.
 
     Args:
         arch: A name of mmpretrain's ``VisionTransformer.arch_zoo`` or a dict with ``embed_dims``,
@@ -54,8 +57,17 @@ class ElasticVisionTransformer(VisionTransformer):
         in_channels: Channels of the images. Default: 3.
         out_indices: Blocks whose output is returned, counted among the blocks in use; negative ones
             from the end. Default: -1.
-        out_type: ``'cls_token'`` ``(B, D)``, ``'featmap'`` ``(B, D, rows, columns)`` or ``'raw'``
-            ``(B, 1 + N, D)``. Default: ``'cls_token'``.
+        out_type: ``'cls_token'`` ``(B, D)``, ``'featmap'`` ``(B, D, rows, columns)``, ``'raw'`` ``(B, 1 + N, D)``, or
+            ``'avg_featmap'`` ``(B, D)``, a LayerNorm of the mean patch, which is then the class feature, too.
+            Default: ``'cls_token'``.
+        with_cls_token: Use a class token. Without, the mean patch is the class feature. Default: True.
+        final_norm: LayerNorm after the last block. Default: True.
+        pre_norm: LayerNorm before the first block, and no bias of the patch projection. Default: False.
+        frozen_stages: Number of leading blocks of the whole network that do not train, with all before them. A subnet
+            is extracted with as many as it keeps of them. 0 or less: nothing is frozen. Default: -1.
+        drop_rate: Dropout of tokens, attention outputs and MLPs in training. Default: 0.
+        patch_cfg: Only ``bias`` of the patch projection can be chosen. Default: none.
+        layer_cfgs: For all blocks alike: ``drop_rate``, ``attn_drop_rate``, ``drop_path_rate``. Default: none.
         drop_path_rate: Share of the batch that skips each residual branch in training, the same in all
             blocks. Default: 0.
         qkv_bias: Bias on query, key and value. Default: True.
@@ -68,7 +80,8 @@ class ElasticVisionTransformer(VisionTransformer):
             layers.
 
     Raises:
-        ValueError: If arch, widths, depths, out_indices or out_type are not valid.
+        ValueError: If an option is not valid; names it and what is.
+        TypeError: If ``layer_cfgs`` is given block by block.
     """
 
     STANDARD_SUBNETS: Mapping[str, Subnet] = {
@@ -77,11 +90,13 @@ class ElasticVisionTransformer(VisionTransformer):
         'base': Subnet(768, 12),
         'large': Subnet(1024, 24),
     }
-    OUT_TYPES = ('cls_token', 'featmap', 'raw')
+    OUT_TYPES = ('cls_token', 'featmap', 'raw', 'avg_featmap')
+    LAYER_OPTIONS = ('drop_rate', 'attn_drop_rate', 'drop_path_rate')
     stem_modules = ('patch_embed',)
     block = ElasticEncoderLayer
-    neck = None  # the class token is the class feature
+    neck: Mapping[str, Any] | None = None  # the class token is the class feature
     elastic_options = ()
+    training_options = ('frozen_stages', 'drop_rate', 'layer_cfgs')
 
     def __init__(
         self,
@@ -99,6 +114,13 @@ class ElasticVisionTransformer(VisionTransformer):
         norm_cfg: Mapping[str, Any] | None = None,
         interpolate_mode: str = 'bicubic',
         layer_scale_init_value: float = 1e-5,
+        with_cls_token: bool = True,
+        final_norm: bool = True,
+        pre_norm: bool = False,
+        frozen_stages: int = -1,
+        drop_rate: float = 0.0,
+        patch_cfg: Mapping[str, Any] | None = None,
+        layer_cfgs: Mapping[str, Any] | None = None,
         with_cp: bool = False,
         init_cfg: dict | list | None = None,
     ):
@@ -117,15 +139,29 @@ class ElasticVisionTransformer(VisionTransformer):
 
         if out_type not in self.OUT_TYPES:
             raise ValueError(f'out_type {out_type!r} is not one of {", ".join(self.OUT_TYPES)}')
+        if out_type == 'cls_token' and not with_cls_token:
+            raise ValueError(f"out_type 'cls_token' needs with_cls_token; without: {', '.join(self.OUT_TYPES[1:])}")
         self.out_type = out_type
         self.out_indices = [out_indices] if isinstance(out_indices, int) else list(out_indices)
         norm_cfg = dict(type='LN', eps=1e-6) | dict(norm_cfg or {})
         if norm_cfg['type'] != 'LN' or set(norm_cfg) > {'type', 'eps'}:
             raise ValueError(f"norm_cfg {norm_cfg} is not valid; only dict(type='LN', eps=...) is")
-        if not 0 <= drop_path_rate < 1:
-            raise ValueError(f'drop_path_rate {drop_path_rate} is not in [0, 1)')
+        if set(patch_cfg or ()) - {'bias'}:
+            raise ValueError(f'patch_cfg {dict(patch_cfg)} may hold bias only: masks lie on a grid of whole patches')
+        if layer_cfgs is not None and not isinstance(layer_cfgs, Mapping):
+            raise TypeError('layer_cfgs has to be a dict: all blocks of a supernet are alike, as a subnet keeps any')
+        if unknown := set(layer_cfgs or ()) - set(self.LAYER_OPTIONS):
+            raise ValueError(f'layer_cfgs has {sorted(unknown)}; valid: {", ".join(self.LAYER_OPTIONS)}')
+        rates = dict(drop_rate=drop_rate, drop_path_rate=drop_path_rate) | dict(layer_cfgs or {})
+        if wrong := {name: rate for name, rate in rates.items() if not 0 <= rate < 1}:
+            raise ValueError(f'{", ".join(f"{name} {rate}" for name, rate in wrong.items())} is not in [0, 1)')
+        if frozen_stages > self.num_layers:
+            raise ValueError(f'frozen_stages {frozen_stages} is more than the {self.num_layers} blocks')
         self.norm_eps = norm_cfg['eps']
-        self.drop_path_rate = drop_path_rate
+        self.drop_path_rate = rates['drop_path_rate']
+        self.drop_rate = drop_rate
+        self.layer_cfgs = dict(layer_cfgs or {})
+        self.frozen_stages = frozen_stages
         self.qkv_bias = qkv_bias
         self.layer_scale_init_value = layer_scale_init_value
         self.with_cp = with_cp
@@ -133,17 +169,28 @@ class ElasticVisionTransformer(VisionTransformer):
         self.img_size = to_2tuple(img_size)
         self.patch_size = to_2tuple(patch_size)
         self.in_channels = in_channels
+        self.patch_bias = bool((patch_cfg or {}).get('bias', not pre_norm))
         self.patch_embed = ElasticPatchEmbed(
-            in_channels, self.embed_dims, kernel_size=patch_size, stride=patch_size, input_size=self.img_size
+            in_channels,
+            self.embed_dims,
+            kernel_size=patch_size,
+            stride=patch_size,
+            bias=self.patch_bias,
+            input_size=self.img_size,
         )
         self.patch_resolution = self.patch_embed.init_out_size
         num_patches = self.patch_resolution[0] * self.patch_resolution[1]
-        self.with_cls_token = self.final_norm = True
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, self.embed_dims))
+        self.with_cls_token, self.final_norm, self.with_pre_norm = with_cls_token, final_norm, pre_norm
+        self.num_extra_tokens = int(with_cls_token)
+        # A class token is the class feature by itself; so is the normed mean.
+        self.neck = None if with_cls_token or out_type == 'avg_featmap' else dict(type='GlobalAveragePooling')
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, self.embed_dims)) if with_cls_token else None
         self.mask_token = nn.Parameter(torch.zeros(1, 1, self.embed_dims))
         self.pos_embed = nn.Parameter(torch.zeros(1, num_patches + self.num_extra_tokens, self.embed_dims))
         self.interpolate_mode = interpolate_mode
         self._register_load_state_dict_pre_hook(self._prepare_pos_embed)
+        self.drop_after_pos = dropout(drop_rate)
+        self.pre_norm = ElasticLayerNorm(self.embed_dims, self.norm_eps) if pre_norm else nn.Identity()
 
         self.layers = ModuleList(
             ElasticEncoderLayer(
@@ -153,11 +200,16 @@ class ElasticVisionTransformer(VisionTransformer):
                 qkv_bias,
                 self.norm_eps,
                 layer_scale_init_value,
-                drop_path_rate,
+                **rates,
             )
             for _ in range(self.num_layers)
         )
-        self.ln1 = ElasticLayerNorm(self.embed_dims, self.norm_eps)
+        if final_norm:
+            self.ln1 = ElasticLayerNorm(self.embed_dims, self.norm_eps)
+        if out_type == 'avg_featmap':
+            self.ln2 = ElasticLayerNorm(self.embed_dims, self.norm_eps)
+        if frozen_stages > 0:
+            self._freeze_stages()
 
     @classmethod
     def _arch_settings(cls, arch: str | Mapping[str, int]) -> dict[str, int]:
@@ -198,7 +250,15 @@ class ElasticVisionTransformer(VisionTransformer):
         BaseBackbone.init_weights(self)
         if not (isinstance(self.init_cfg, dict) and self.init_cfg['type'] == 'Pretrained'):
             trunc_normal_(self.pos_embed, std=0.02)
-            nn.init.normal_(self.cls_token, std=1e-6)
+            if self.with_cls_token:
+                nn.init.normal_(self.cls_token, std=1e-6)
+
+    def train(self, mode: bool = True) -> ElasticVisionTransformer:
+        """As usual, but for what is frozen, which stays in evaluation mode."""
+        super().train(mode)
+        if mode and self.frozen_stages > 0:
+            self._freeze_stages()
+        return self
 
     def forward(self, x: Tensor, subnet: Subnet | None = None, mask: Tensor | None = None) -> tuple[Tensor, ...]:
         """Outputs of the chosen blocks.
@@ -224,7 +284,7 @@ class ElasticVisionTransformer(VisionTransformer):
         for index, block in enumerate(self._blocks(subnet)):
             x = run_block(block, x, with_cp=self.with_cp)
             if index in wanted:
-                outs[index] = self._format_output(self.ln1(x) if index == subnet.depth - 1 else x, grid)
+                outs[index] = self._format_output(self._last_norm(x) if index == subnet.depth - 1 else x, grid)
         return tuple(outs[index] for index in wanted)
 
     def extract_features(self, x: Tensor, subnet: Subnet | None = None, mask: Tensor | None = None) -> Features:
@@ -233,13 +293,16 @@ class ElasticVisionTransformer(VisionTransformer):
         x, _ = self._embed(x, subnet, mask)
         for block in self._blocks(subnet):
             x = run_block(block, x, with_cp=self.with_cp)
-        return _split(self.ln1(x))
+        return _features(self, self._last_norm(x))
+
+    def _last_norm(self, x: Tensor) -> Tensor:
+        return self.ln1(x) if self.final_norm else x
 
     @staticmethod
     def plain_features(network: VisionTransformer, x: Tensor) -> Features:
         """The same by an extracted ``network``, whose ``out_type`` becomes ``'raw'``."""
         network.out_type = 'raw'
-        return _split(network(x)[-1])
+        return _features(network, network(x)[-1])
 
     @staticmethod
     def subnet_of(network: VisionTransformer) -> Subnet:
@@ -247,32 +310,20 @@ class ElasticVisionTransformer(VisionTransformer):
         return Subnet(network.embed_dims, network.num_layers)
 
     def _embed(self, x: Tensor, subnet: Subnet, mask: Tensor | None) -> tuple[Tensor, tuple[int, int]]:
-        """Tokens ``(B, 1 + N, width)`` that enter the first block, and their grid."""
+        """Tokens ``(B, N, width)`` that enter the first block, the class token first, and the grid of the patches."""
         width = self.space.parse(subnet).width
         x, grid = self.patch_embed(x, width)
         if mask is not None:
             if mask.shape != x.shape[:2]:
                 raise ValueError(f'mask of shape {tuple(mask.shape)} does not fit tokens {tuple(x.shape[:2])}')
             x = torch.where(mask.unsqueeze(-1), leading(self.mask_token, width).to(x.dtype), x)
-        x = torch.cat([leading(self.cls_token, width).expand(len(x), -1, -1), x], dim=1)
+        if self.with_cls_token:
+            x = torch.cat([leading(self.cls_token, width).expand(len(x), -1, -1), x], dim=1)
         pos_embed = leading(self.pos_embed, width)
-        if grid != tuple(self.patch_resolution) and x.is_cuda and torch.are_deterministic_algorithms_enabled():
-            pos_embed = self._weighted(pos_embed, grid)
-        else:
-            pos_embed = self._resized(pos_embed, grid)
-        return x + pos_embed, grid
-
-    def _resized(self, pos_embed: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Position embeddings ``(1, L, D)`` for another grid."""
-        return resize_pos_embed(
-            pos_embed, self.patch_resolution, grid, mode=self.interpolate_mode, num_extra_tokens=self.num_extra_tokens
+        pos_embed = resize_positions(
+            pos_embed, self.patch_resolution, grid, self.interpolate_mode, self.num_extra_tokens
         )
-
-    def _weighted(self, pos_embed: Tensor, grid: tuple[int, int]) -> Tensor:
-        """The same, as a product with a matrix: GPUs interpolate back with sums in random order."""
-        with torch.autocast(pos_embed.device.type, enabled=False):
-            weights = self._resized(torch.eye(pos_embed.shape[1], device=pos_embed.device)[None], grid)  # (1, L', L)
-            return weights.to(pos_embed.dtype) @ pos_embed
+        return self.pre_norm(self.drop_after_pos(x + pos_embed)), grid
 
     def _blocks(self, subnet: Subnet) -> list[ElasticEncoderLayer]:
         return [self.layers[index] for index in kept_blocks(subnet.depth, self.num_layers)]
@@ -294,28 +345,19 @@ class ElasticVisionTransformer(VisionTransformer):
         subnet = self.space.parse(subnet)
         ratio = Fraction(subnet.width, self.embed_dims)
         tokens = {'cls_token': self.cls_token, 'pos_embed': self.pos_embed}
-        state = {name: leading(token.detach(), subnet.width).clone() for name, token in tokens.items()}
-        modules = {'patch_embed': self.patch_embed, 'ln1': self.ln1}
+        state = {
+            name: leading(token.detach(), subnet.width).clone() for name, token in tokens.items() if token is not None
+        }
+        modules = {name: self.get_submodule(name) for name in self._parts_besides_blocks()}
         modules |= {f'layers.{position}': block for position, block in enumerate(self._blocks(subnet))}
         for name, module in modules.items():
             state.update({f'{name}.{key}': value for key, value in sliced_state_dict(module, ratio).items()})
-        config = dict(
-            type='VisionTransformer',
-            arch=dict(
-                embed_dims=subnet.width,
-                num_layers=subnet.depth,
-                num_heads=subnet.width // self.head_dim,
-                feedforward_channels=int(self.hidden_dims * ratio),
-            ),
-            img_size=self.img_size,
-            patch_size=self.patch_size,
-            in_channels=self.in_channels,
-            qkv_bias=self.qkv_bias,
-            norm_cfg=dict(type='LN', eps=self.norm_eps),
-            interpolate_mode=self.interpolate_mode,
-            layer_scale_init_value=self.layer_scale_init_value,
-        )
-        return config, state
+        return vit_config(self, subnet), state
+
+    def _parts_besides_blocks(self) -> list[str]:
+        averaged = self.out_type == 'avg_featmap'
+        there = dict(patch_embed=True, pre_norm=self.with_pre_norm, ln1=self.final_norm, ln2=averaged)
+        return [name for name, is_there in there.items() if is_there]
 
     def cost(self, subnet: Subnet, image_size: int | tuple[int, int] | None = None) -> Cost:
         """Parameters and FLOPs of the extracted ``subnet`` on images of ``image_size`` pixels.
@@ -332,6 +374,9 @@ class ElasticVisionTransformer(VisionTransformer):
             mlp_ratio=Fraction(self.hidden_dims, self.embed_dims),
             qkv_bias=self.qkv_bias,
             layer_scale=self.layer_scale_init_value > 0,
+            extra_tokens=self.num_extra_tokens,
+            stem_bias=self.patch_bias,
+            norms=len(self._parts_besides_blocks()) - 1,
         )
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
@@ -341,6 +386,9 @@ class ElasticVisionTransformer(VisionTransformer):
         return super().get_layer_depth(param_name, prefix)
 
 
-def _split(tokens: Tensor) -> Features:
-    """Class and patch tokens of ``(B, 1 + N, D)``."""
-    return Features(cls=tokens[:, 0], patch=tokens[:, 1:])
+def _features(network: VisionTransformer, tokens: Tensor) -> Features:
+    """What ``network``, elastic or stock, makes of the tokens ``(B, 1 + N, D)`` or ``(B, N, D)`` of its last block."""
+    patch = tokens[:, network.num_extra_tokens :]
+    if hasattr(network, 'ln2'):  # of out_type='avg_featmap' only
+        return Features(cls=network.ln2(patch.mean(dim=1)), patch=patch)
+    return Features(cls=tokens[:, 0] if network.with_cls_token else patch.mean(dim=1), patch=patch)

@@ -91,6 +91,7 @@ class MultiPrototypeHead(BaseModule):
             raise ValueError(f'num_prototypes {num_prototypes} must name at least one head of 2 or more')
         if num_layers < 2:
             raise ValueError(f'num_layers {num_layers} is below 2')
+        self.in_channels = in_channels
         self.num_prototypes = tuple(num_prototypes)
         self.projectors = ModuleList(
             Projector(in_channels, hidden_channels, bottleneck_channels, num_layers) for _ in num_prototypes

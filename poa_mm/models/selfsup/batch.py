@@ -101,12 +101,15 @@ def _sent(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-def _stack_masks(data_samples: Sequence | None, batch: int, mask_grid: tuple[int, int]) -> Tensor:
-    """Masks of all samples, crop-major ``(2 * B, N)``."""
+def check_masks(data_samples: Sequence | None, batch: int, mask_grid: tuple[int, int]) -> None:
+    """Check the masks of a batch, see :meth:`MultiCropBatch.collate`; also before they take effect.
+
+    Raises:
+        ValueError: If a mask is missing, or its shape is not that of the backbone's patches.
+    """
     if data_samples is None or len(data_samples) != batch:
         found = 'none' if data_samples is None else len(data_samples)
         raise ValueError(f'{batch} data samples with a mask are needed, one for each image; got {found}')
-    masks = []
     for sample in data_samples:
         mask = sample.get('mask')
         if mask is None:
@@ -114,7 +117,12 @@ def _stack_masks(data_samples: Sequence | None, batch: int, mask_grid: tuple[int
         if tuple(mask.shape) != (2, *mask_grid) or mask.dtype != torch.bool:
             raise ValueError(
                 f'mask of shape {tuple(mask.shape)} and {mask.dtype} must be boolean {(2, *mask_grid)}, '
-                'two global crops by the grid of the backbone'
+                'two global crops by the grid of the backbone: set grid of BlockMask'
             )
-        masks.append(mask.flatten(1))
+
+
+def _stack_masks(data_samples: Sequence | None, batch: int, mask_grid: tuple[int, int]) -> Tensor:
+    """Masks of all samples, crop-major ``(2 * B, N)``."""
+    check_masks(data_samples, batch, mask_grid)
+    masks = [sample.mask.flatten(1) for sample in data_samples]
     return torch.stack(masks, dim=1).flatten(0, 1)  # (2, B, N) -> (2B, N)

@@ -100,7 +100,8 @@ class POA(BaseSelfSupervisor):
         init_cfg: mmengine's initialisation config. Default: None.
 
     Raises:
-        ValueError: If a weight is negative, no student has anything to learn or ``deck`` sets anything else.
+        ValueError: If a weight is negative, no student has anything to learn, ``deck`` sets anything else, or the head
+            is made for another number of channels than the backbone has.
     """
 
     def __init__(
@@ -122,6 +123,11 @@ class POA(BaseSelfSupervisor):
         backbone = MODELS.build(backbone) if isinstance(backbone, dict) else backbone
         if isinstance(head, dict):
             head = MODELS.build({'in_channels': backbone.feature_channels, **head})
+        if getattr(head, 'in_channels', backbone.feature_channels) != backbone.feature_channels:
+            # Its first layer would take the features for those of a narrower subnet.
+            raise ValueError(
+                f'head.in_channels {head.in_channels} are not the {backbone.feature_channels} channels of the backbone'
+            )
         if not isinstance(data_preprocessor, nn.Module):
             data_preprocessor = {'type': 'MultiCropDataPreprocessor', **(data_preprocessor or {})}
         super().__init__(backbone=backbone, head=head, data_preprocessor=data_preprocessor, init_cfg=init_cfg)

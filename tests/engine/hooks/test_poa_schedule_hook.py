@@ -72,3 +72,35 @@ def test_freezing_needs_marked_groups(run_config, build_runner):
 def test_bad_values_are_refused(options):
     with pytest.raises(ValueError, match=str(next(iter(options)))):
         POAScheduleHook(**options)
+
+
+WRONG_MASKS = {
+    'twice as fine': (dict(grid=4, min_patches=1), r'mask of shape \(2, 4, 4\) .* must be boolean \(2, 2, 2\)'),
+    'turned': (dict(grid=(1, 4), min_patches=1), r'mask of shape \(2, 1, 4\)'),
+    'of one crop': (dict(grid=2, min_patches=1, num_masks=1), r'mask of shape \(1, 2, 2\)'),
+    'missing': (None, 'has no mask: add BlockMask'),
+}
+
+
+@pytest.mark.parametrize('name', WRONG_MASKS)
+def test_masks_that_will_not_fit_stop_before_the_first_iteration(run_config, build_runner, name):
+    """Though the patch loss starts much later."""
+    options, message = WRONG_MASKS[name]
+    run_config.custom_hooks[1].patch_loss_start = 3
+    pipeline = run_config.train_dataloader.dataset.pipeline
+    pipeline[1:2] = [] if options is None else [dict(type='BlockMask', **options)]
+    runner = build_runner(run_config)
+    with pytest.raises(ValueError, match=message):
+        runner.train()
+    assert runner.iter == 0
+
+
+@pytest.mark.parametrize('change', [dict(patch_weight=0.0), dict(patch_loss_start=4)])
+def test_masks_that_never_take_effect_need_not_be_there(run_config, build_runner, change):
+    """Without patch loss, or where it would start behind the end."""
+    run_config.train_dataloader.dataset.pipeline.pop(1)
+    run_config.custom_hooks[1].patch_loss_start = change.get('patch_loss_start', 0)
+    run_config.model.patch_weight = change.get('patch_weight', 1.0)
+    runner = build_runner(run_config)
+    runner.train()
+    assert runner.iter == 4

@@ -1,6 +1,9 @@
 """What every family of elastic backbones has to do, whatever it is made of."""
 
+import inspect
+import re
 from ast import literal_eval
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -483,3 +486,34 @@ def test_golden_multiplicities(golden, family):
         subnet = to_subnet(*literal_eval(name))
         assert space.multiplicity(subnet, family.select_scale) == copies, name
     assert len(info['multiplicity']) == len(space)
+
+
+# --- the table of options in docs/pretraining.md ---
+
+CLASSES = dict(ViT='ElasticVisionTransformer', Swin='ElasticSwinTransformer', ResNet='ElasticResNet')
+
+
+def option_table():
+    """By option and family: whether docs say that it is taken."""
+    text = (Path(__file__).parents[3] / 'docs' / 'pretraining.md').read_text()
+    rows = text.split('## Options of the backbones')[1].split('\n##')[0].splitlines()
+    cells = [[cell.strip() for cell in row.strip('|').split('|')] for row in rows if row.startswith('|')]
+    head, _, *rows = cells
+    for names, *answers, _ in rows:
+        for name in re.findall(r'`(\w+)`', names):
+            yield from ((name, family, answer != 'no') for family, answer in zip(head[1:4], answers))
+
+
+@pytest.mark.parametrize(('option', 'family', 'taken'), list(option_table()))
+def test_docs_say_which_options_are_taken(option, family, taken):
+    kind = MODELS.get(CLASSES[family])
+    assert (option in inspect.signature(kind.__init__).parameters) is taken
+
+
+@pytest.mark.parametrize('family', CLASSES)
+def test_docs_name_every_option_of_the_stock_class(family):
+    kind = MODELS.get(CLASSES[family])
+    stock = next(parent for parent in kind.__mro__ if parent.__module__.startswith('mmpretrain'))
+    named = {name for name, *_ in option_table()}
+    own = {'arch', 'base_channels', 'num_stages'}  # sizes, which docs explain elsewhere
+    assert set(inspect.signature(stock.__init__).parameters) - {'self'} - own <= named

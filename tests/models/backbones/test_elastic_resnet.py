@@ -3,6 +3,7 @@ import torch
 from mmpretrain.models.backbones import ResNet
 from mmpretrain.registry import MODELS
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
 from poa_mm.elastic import ElasticConv2d, ElasticGroupNorm, Subnet
 from poa_mm.models import BottleneckResNet, ElasticResNet
@@ -87,6 +88,8 @@ def test_other_spaces(options, count, aliases):
         (dict(strides=(1, 2, 2)), r'strides \(1, 2, 2\) must be four'),
         (dict(out_indices=(3, 4)), r'out_indices \(3, 4\) among 0, 1, 2, 3'),
         (dict(aliases=dict(r50='64x3-4-6-3')), '64x3-4-6-3 is not in the space'),
+        (dict(frozen_stages=5), r'frozen_stages 5 is not among -1 \(none\), 0 \(the stem\), 1, 2, 3, 4'),
+        (dict(deep_stem=True, stem_channels=4), '4 groups do not divide 2 channels'),
     ],
 )
 def test_bad_options_are_refused(options, message):
@@ -225,7 +228,18 @@ def test_either_class_gives_the_same(narrow, subnet, kind):
 
 
 @pytest.mark.parametrize(
-    'options', [dict(in_channels=1), dict(strides=(1, 2, 1, 1)), dict(num_groups=2), dict(stem_channels=16)], ids=str
+    'options',
+    [
+        dict(in_channels=1),
+        dict(strides=(1, 2, 1, 1)),
+        dict(num_groups=2),
+        dict(stem_channels=16),
+        dict(deep_stem=True),
+        dict(avg_down=True),
+        dict(frozen_stages=0, norm_eval=True),
+        dict(frozen_stages=2, deep_stem=True, avg_down=True, in_channels=1, strides=(1, 2, 2, 1)),
+    ],
+    ids=str,
 )
 @torch.no_grad()
 def test_options_survive_extraction(make, options):
@@ -251,3 +265,36 @@ def test_full_size(randomise):
         found, expected = network.plain_features(extracted, image), network.extract_features(image, subnet)
         assert expected.cls.std() > 1e-3
         assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+# --- options of mmpretrain's class ---
+
+
+@pytest.mark.parametrize('deep_stem', [False, True])
+@pytest.mark.parametrize('frozen', [-1, 0, 2, 4])
+def test_frozen_stages_are_those_that_mmpretrain_freezes(make, frozen, deep_stem):
+    network = make(frozen_stages=frozen, deep_stem=deep_stem)
+    network.train()
+    extracted = plain(network, network.space.largest)
+    extracted.train()
+    trains = {name for name, param in network.named_parameters() if param.requires_grad}
+    expected = {name for name, param in extracted.named_parameters() if param.requires_grad}
+    assert trains - {'mask_token'} == expected
+    assert [getattr(network, name).training for name in network.res_layers] == [i >= frozen for i in range(4)]
+
+
+@pytest.mark.parametrize('size', [(64, 64), (50, 90)])
+def test_flops_with_a_deep_stem(make, size):
+    network = make(deep_stem=True, avg_down=True)
+    subnet = network.space.largest
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        plain(network, subnet)(torch.zeros(1, 3, *size))
+    assert network.cost(subnet, size).flops == counter.get_total_flops()
+
+
+def test_learning_rate_of_a_deep_stem(make):
+    network = make(deep_stem=True)
+    assert network.stem_modules == ('stem',)
+    assert {network.get_layer_depth(name)[0] for name, _ in network.named_parameters() if name.startswith('stem')} == {
+        0
+    }

@@ -92,6 +92,10 @@ OPTIONS = {
     'drop path': dict(drop_path_rate=0.5),
     'deep stages': dict(arch=dict(ARCH, depths=[2, 3, 5, 2]), depths=(3, 5)),
     'one head': dict(arch=dict(ARCH, num_heads=[1, 2, 4, 8]), widths=(32,)),
+    'position embedding': dict(use_abs_pos_embed=True),
+    'frozen': dict(frozen_stages=1, norm_eval=True),
+    'dropout': dict(drop_rate=0.5),
+    'all at once': dict(use_abs_pos_embed=True, frozen_stages=3, norm_eval=True, drop_rate=0.2, pad_small_map=True),
 }
 
 
@@ -373,6 +377,8 @@ def test_mask_of_another_shape_is_refused(network, shape):
         (dict(drop_path_rate=1.0), r'1.0 is not in \[0, 1\)'),
         (dict(drop_path_rate=-0.1), r'-0.1 is not in \[0, 1\)'),
         (dict(stem_norm='cut'), "'cut' is not one of sliced, full"),
+        (dict(drop_rate=1), r'drop_rate 1 is not in \[0, 1\)'),
+        (dict(frozen_stages=4), r'frozen_stages 4 is not among -1 \(none\), 0 .. 3'),
     ],
 )
 def test_bad_options_are_refused(options, message):
@@ -428,3 +434,32 @@ def test_get_layer_depth(network):
 
 def test_registered_in_the_root_registry():
     assert type(MODELS.build(dict(type='ElasticSwinTransformer', **SETTINGS))) is ElasticSwinTransformer
+
+
+# --- options of mmpretrain's class ---
+
+
+@pytest.mark.parametrize('frozen', [-1, 0, 1, 3])
+def test_frozen_stages_are_those_that_mmpretrain_freezes(elastic_swin, frozen):
+    network = elastic_swin(frozen_stages=frozen, drop_path_rate=0.5)
+    network.train()
+    plain = stock(network, network.space.largest)
+    plain.train()
+    trains = {name for name, param in network.named_parameters() if param.requires_grad}
+    expected = {name for name, param in plain.named_parameters() if param.requires_grad}
+    assert trains - {'mask_token'} == expected
+    assert [stage.training for stage in network.stages] == [index > frozen for index in range(4)]
+
+
+def test_small_maps_without_padding(elastic_swin):
+    """As in the stock network, which refuses maps smaller than a window."""
+    network = elastic_swin(pad_small_map=False)
+    for computes in (network, stock(network, network.space.largest)):
+        with pytest.raises(AssertionError, match='pad_small_map'):
+            computes(torch.zeros(1, 3, 48, 48))
+
+
+def test_position_embedding_starts_at_random(elastic_swin):
+    network = ElasticSwinTransformer(**SETTINGS, use_abs_pos_embed=True)
+    network.init_weights()
+    assert network.absolute_pos_embed.std().item() == pytest.approx(0.02, rel=0.2)

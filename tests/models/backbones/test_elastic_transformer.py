@@ -91,7 +91,9 @@ def test_heads_keep_their_channels(monkeypatch, width, heads):
     """Narrower means fewer heads, not thinner ones."""
     seen = []
     attend = F.scaled_dot_product_attention
-    monkeypatch.setattr(F, 'scaled_dot_product_attention', lambda *qkv: seen.append(qkv) or attend(*qkv))
+    monkeypatch.setattr(
+        F, 'scaled_dot_product_attention', lambda *qkv, **options: seen.append(qkv) or attend(*qkv, **options)
+    )
     attention = ElasticAttention(48, 16, qkv_bias=True, layer_scale_init_value=0)
     assert attention(torch.randn(2, 5, width)).shape == (2, 5, width)
     assert [part.shape for part in seen[0]] == [(2, heads, 5, 16)] * 3

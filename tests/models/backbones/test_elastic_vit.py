@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 from poa_mm.elastic import ElasticLinear, Subnet
 from poa_mm.models import ElasticVisionTransformer
+from poa_mm.models.backbones.elastic_transformer import resize_by_product, resize_positions
 
 ARCH = dict(embed_dims=64, num_layers=4, num_heads=4, feedforward_channels=256)
 SUBNETS = [Subnet(width, depth) for width in (32, 48, 64) for depth in (2, 3, 4)]
@@ -53,6 +54,18 @@ OPTIONS = {
     'oblong': dict(img_size=(48, 96), patch_size=(8, 16), in_channels=1),
     'drop path': dict(drop_path_rate=0.5),
     'bilinear': dict(interpolate_mode='bilinear'),
+    'without class token': dict(with_cls_token=False, out_type='featmap'),
+    'mean of patches': dict(out_type='avg_featmap'),
+    'mean of patches, without class token': dict(out_type='avg_featmap', with_cls_token=False),
+    'without final norm': dict(final_norm=False),
+    'norm before the blocks': dict(pre_norm=True),
+    'norm before the blocks and bias': dict(pre_norm=True, patch_cfg=dict(bias=True)),
+    'no bias of the patches': dict(patch_cfg=dict(bias=False)),
+    'dropout': dict(drop_rate=0.3, layer_cfgs=dict(attn_drop_rate=0.2, drop_rate=0.1)),
+    'frozen': dict(frozen_stages=2),
+    'all at once': dict(
+        with_cls_token=False, out_type='avg_featmap', final_norm=False, pre_norm=True, drop_rate=0.1, frozen_stages=4
+    ),
 }
 
 
@@ -63,7 +76,11 @@ def test_options_survive_extraction(elastic_vit, options):
     for subnet in (Subnet(32, 3), Subnet(64, 4)):
         plain = stock(network, subnet)
         image = torch.randn(2, network.in_channels, 96, 96)
-        assert_close(network(image, subnet), plain(image), rtol=1e-5, atol=1e-5)
+        if plain.out_type == network.out_type:
+            assert_close(network(image, subnet), plain(image), rtol=1e-5, atol=1e-5)
+        features = network.extract_features(image, subnet)
+        assert_close(network.plain_features(plain, image), features, rtol=1e-5, atol=1e-5)
+        assert network.cost(subnet).params == sum(param.numel() for param in plain.parameters())
 
 
 @pytest.mark.parametrize('size', [(32, 32), (48, 80), (96, 64), (56, 70)], ids=str)
@@ -257,7 +274,7 @@ def test_out_indices_beyond_the_blocks_in_use_are_refused(elastic_vit, out_indic
         (dict(depths=(0, 4)), 'depths must be distinct positive integers'),
         (dict(arch=dict(ARCH, feedforward_channels=90)), 'width 32 does not divide|width 48 does not divide'),
         (dict(aliases=dict(small='384x12')), '384x12 is not in the space'),
-        (dict(out_type='avg_featmap'), "'avg_featmap' is not one of cls_token, featmap, raw"),
+        (dict(out_type='pooled'), "'pooled' is not one of cls_token, featmap, raw"),
         (dict(norm_cfg=dict(type='BN')), 'norm_cfg .* is not valid'),
         (dict(norm_cfg=dict(type='LN', momentum=0.1)), 'norm_cfg .* is not valid'),
         (dict(drop_path_rate=1.0), r'1.0 is not in \[0, 1\)'),
@@ -329,11 +346,76 @@ def test_registered_in_the_root_registry():
     assert type(network) is ElasticVisionTransformer
 
 
+# --- options of mmpretrain's class ---
+
+
+def test_frozen_blocks_do_not_train_and_stay_in_evaluation_mode(elastic_vit):
+    network = elastic_vit(frozen_stages=2, drop_path_rate=0.5, drop_rate=0.5)
+    network.train()
+    trains = {name for name, param in network.named_parameters() if param.requires_grad}
+    in_a_block = [name for name, _ in network.layers[0].named_parameters()]
+    blocks = {f'layers.{index}.{name}' for index in (2, 3) for name in in_a_block}
+    assert trains == {'mask_token', 'ln1.weight', 'ln1.bias'} | blocks
+    assert [block.training for block in network.layers] == [False, False, True, True]
+    assert not any(module.training for module in network.layers[0].modules())
+    assert not network.drop_after_pos.training
+    assert all(block.training for block in elastic_vit().train().layers)
+
+
+@pytest.mark.parametrize(('frozen', 'kept'), [(1, 1), (2, 2), (3, 2), (4, 3), (0, None), (-1, None)])
+def test_a_subnet_has_as_many_frozen_blocks_as_it_keeps(elastic_vit, frozen, kept):
+    config, _ = elastic_vit(frozen_stages=frozen).extract(Subnet(32, 3))  # blocks 0, 1 and 3
+    assert config.get('frozen_stages') == kept
+
+
+def test_dropout_in_training_only(elastic_vit):
+    network = elastic_vit(drop_rate=0.5, layer_cfgs=dict(attn_drop_rate=0.5))
+    image = torch.randn(2, 3, 64, 64)
+    subnet = Subnet(48, 3)
+    assert torch.equal(network(image, subnet)[0], network(image, subnet)[0])
+    network.train()
+    assert not torch.equal(network(image, subnet)[0], network(image, subnet)[0])
+    assert network.layers[1].attn.attn_drop_rate == network.layers[1].ffn.layers[2].p == 0.5
+
+
+def test_the_mean_of_the_patches_is_the_class_feature(elastic_vit):
+    network = elastic_vit(with_cls_token=False, out_type='featmap')
+    assert network.neck == dict(type='GlobalAveragePooling')
+    image = torch.randn(2, 3, 64, 64)
+    (featmap,) = network(image)
+    assert featmap.shape == (2, 64, 4, 4)
+    assert_close(network.extract_features(image).cls, featmap.mean(dim=(2, 3)))
+    averaged = elastic_vit(out_type='avg_featmap')
+    assert averaged.neck is None
+    assert_close(averaged.extract_features(image).cls, averaged(image)[0])
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(with_cls_token=False), "out_type 'cls_token' needs with_cls_token; without: featmap, raw, avg_featmap"),
+        (dict(patch_cfg=dict(stride=8)), 'may hold bias only: masks lie on a grid of whole patches'),
+        (dict(layer_cfgs=dict(ffn_type='swiglu_fused')), r"layer_cfgs has \['ffn_type'\]; valid: drop_rate, attn_drop"),
+        (dict(layer_cfgs=dict(drop_rate=1.0)), r'drop_rate 1.0 is not in \[0, 1\)'),
+        (dict(frozen_stages=5), 'frozen_stages 5 is more than the 4 blocks'),
+    ],
+)
+def test_what_a_supernet_cannot_do_is_said(elastic_vit, options, message):
+    with pytest.raises(ValueError, match=message):
+        elastic_vit(**options)
+
+
+def test_blocks_that_differ_are_refused(elastic_vit):
+    with pytest.raises(TypeError, match='layer_cfgs has to be a dict: all blocks of a supernet are alike'):
+        elastic_vit(layer_cfgs=[dict(drop_rate=0.1)] * 4)
+
+
 @pytest.mark.parametrize('mode', ['bicubic', 'bilinear'])
 def test_resizing_as_a_product_is_the_same(elastic_vit, mode):
     """Which GPUs do to be deterministic."""
     network = elastic_vit(interpolate_mode=mode)
-    found = [resize(network.pos_embed, (2, 7)) for resize in (network._resized, network._weighted)]
+    resizes = resize_positions, resize_by_product
+    found = [resize(network.pos_embed, network.patch_resolution, (2, 7), mode, 1) for resize in resizes]
     assert_close(*found)
     grads = [torch.autograd.grad(value.square().sum(), network.pos_embed)[0] for value in found]
     assert_close(*grads)
