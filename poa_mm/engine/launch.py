@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as torch_dist
 from mmengine.config import Config
-from mmengine.dist import barrier, init_dist, is_distributed, is_main_process
+from mmengine.dist import barrier, get_world_size, init_dist, is_distributed, is_main_process
 from mmengine.logging import print_log
 from mmengine.registry import MODELS
 
@@ -27,6 +27,7 @@ from .hooks.once import check_lists
 from .memory import keep_freed_memory
 from .options import OptionError, merge_options
 from .preflight import check_data
+from .recipe_checks import check_lengths, fit_batch
 from .sync_bn import UNSYNCED
 from .sync_bn import unsync_bn as _unsync_bn
 
@@ -125,7 +126,7 @@ def leave_distributed() -> None:
     torch_dist.destroy_process_group()
 
 
-def prepare(cfg: Config, launcher: str, parts: Sequence[str] = ('train', 'val')) -> None:
+def prepare(cfg: Config, launcher: str, parts: Sequence[str] = ('train', 'val'), scale_to_gpus: bool = False) -> None:
     """Look for the data, initialise the process group and fit ``cfg`` to data and machine, before a Runner is built.
 
     Without a GPU, the process keeps the memory that it frees (:func:`~poa_mm.engine.memory.keep_freed_memory`).
@@ -137,8 +138,10 @@ def prepare(cfg: Config, launcher: str, parts: Sequence[str] = ('train', 'val'))
         launcher: As for :func:`init_distributed`.
         parts: Whose data the run needs, as for :func:`~poa_mm.engine.preflight.check_data`.
             Default: ``'train'`` and ``'val'``.
+        scale_to_gpus: As of :func:`~poa_mm.engine.recipe_checks.fit_batch`. Default: False.
 
     Raises:
+        BatchError: As :func:`~poa_mm.engine.recipe_checks.fit_batch`.
         FileNotFoundError: If data that the config names is missing.
         ValueError: As :func:`init_distributed`, :func:`~poa_mm.engine.data_config.count_images` and
             :func:`~poa_mm.engine.hooks.once.check_lists`.
@@ -148,7 +151,9 @@ def prepare(cfg: Config, launcher: str, parts: Sequence[str] = ('train', 'val'))
     place_indices(cfg)
     init_distributed(launcher, cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout'))
     if 'train' in parts:
+        fit_batch(cfg, get_world_size(), scale_to_gpus)
         count_images(cfg)
+        check_lengths(cfg)
     cfg.launcher = launcher
     if (cfg.get('randomness') or {}).get('deterministic'):
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # torch asks for it on GPUs
