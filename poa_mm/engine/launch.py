@@ -25,7 +25,7 @@ from .config_keys import READ_BY_A_RUN
 from .data_config import count_images, place_indices
 from .hooks.once import check_lists
 from .memory import keep_freed_memory
-from .options import OptionError, merge_options
+from .options import OptionError, Text, merge_options
 from .preflight import check_data
 from .recipe_checks import check_lengths, fit_batch
 from .sync_bn import UNSYNCED
@@ -55,12 +55,12 @@ def read_config(
 
     Raises:
         ConfigError: If the file is missing or cannot be read, or a library that it builds on is not installed.
-        OptionError: As :func:`~poa_mm.engine.options.merge_options`; if ``options`` name another work dir.
+        OptionError: As :func:`~poa_mm.engine.options.merge_options`; if a command line names another work dir.
         ValueError: If the recipe has no such number.
     """
     cfg = read_file(path)
     merge_options(cfg, options, reads)
-    if work_dir and 'work_dir' in (options or {}) and str(work_dir) != cfg.work_dir:
+    if work_dir and isinstance((options or {}).get('work_dir'), Text) and str(work_dir) != cfg.work_dir:
         raise OptionError(f'the work dir is given twice, as {str(work_dir)!r} and as {cfg.work_dir!r}')
     cfg.work_dir = str(work_dir or cfg.get('work_dir') or Path('work_dirs', Path(path).stem))
     return cfg
@@ -77,12 +77,15 @@ def read_file(path: str | os.PathLike) -> Config:
         raise ConfigError(f'{path}: expected a config file, found {"a folder" if Path(path).is_dir() else "nothing"}')
     try:
         cfg = Config.fromfile(path)
-        check_downstream(cfg.get('default_scope'))
-        return cfg
     except Exception as error:
         lines = [f'line {entry.lineno}: ' for entry in traceback.extract_tb(error.__traceback__) if not entry.filename]
         where = lines[-1] if lines else ''
         raise ConfigError(f'{path}: cannot be read: {where}{type(error).__name__}: {error}') from error
+    try:
+        check_downstream(cfg.get('default_scope'))
+    except ImportError as error:
+        raise ConfigError(f'{path}: {error}') from error
+    return cfg
 
 
 def init_distributed(launcher: str, timeout: float | None = None) -> None:
