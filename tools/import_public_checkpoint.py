@@ -12,6 +12,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('config', help='pre-training config of the network that the checkpoint holds')
     parser.add_argument('checkpoint', help='public checkpoint, .pth or .safetensors')
     parser.add_argument('-o', '--out', required=True, metavar='FILE', help='checkpoint to write')
+    parser.add_argument(
+        '--branch',
+        choices=('teacher', 'student'),
+        help='branch that subnets will be cut from; of a file that does not name branches, the one that it holds '
+        '(default: teacher)',
+    )
     return parser.parse_args(argv)
 
 
@@ -20,13 +26,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     from poa_mm.deploy.public_checkpoint import import_public_checkpoint
 
     try:
-        report = import_public_checkpoint(args.config, args.checkpoint, args.out)
+        report = import_public_checkpoint(args.config, args.checkpoint, args.out, args.branch)
     except (ValueError, OSError) as error:
         print(f'import_public_checkpoint.py: error: {error}', file=sys.stderr)
         return 2
     if report.ignored:
         print(f'ignored: {", ".join(report.ignored)}')
-    if report.student_copied:
+    if not report.named:
+        print(
+            "the file does not say whether its weights are the teacher's or the student's: taken as the teacher's "
+            '(--branch student says otherwise)'
+        )
+    if report.branch == 'student':
+        print('the student stands in for the teacher, which subnets are cut from')
+    elif report.student_copied:
         print('there is no student in it: the student is a copy of the teacher')
     print(f'wrote {args.out}')
     return 0

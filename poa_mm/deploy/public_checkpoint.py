@@ -17,6 +17,7 @@ from torch import Tensor
 from poa_mm.checkpoint import (
     SUPERNET_KEY,
     CheckpointError,
+    check_finite,
     check_state,
     describe_supernet,
     file_sha256,
@@ -86,11 +87,13 @@ class Branches(NamedTuple):
         teacher: Its state dict in the public layout.
         student: The same of the student; None if there is none.
         ignored: Names of everything else.
+        named: Whether the checkpoint says whose weights it holds.
     """
 
-    teacher: dict[str, Tensor]
+    teacher: dict[str, Tensor] | None
     student: dict[str, Tensor] | None
     ignored: list[str]
+    named: bool = True
 
 
 class ImportReport(NamedTuple):
@@ -99,10 +102,14 @@ class ImportReport(NamedTuple):
     Args:
         ignored: Entries of the public checkpoint that were left out; of a branch's weights, as ``teacher.NAME``.
         student_copied: Whether the student, for want of one, is a copy of the teacher.
+        branch: The branch of the public checkpoint that has become the teacher, from which subnets are cut.
+        named: Whether the checkpoint said that these weights are of that branch.
     """
 
     ignored: list[str]
     student_copied: bool
+    branch: str = 'teacher'
+    named: bool = True
 
 
 def convert_public_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -158,14 +165,18 @@ def _unwrapped(name: str) -> str:
     return '.'.join(part for part in name.split('.') if part not in _WRAPPERS)
 
 
-def find_branches(checkpoint: Mapping[str, Any]) -> Branches:
+def find_branches(checkpoint: Mapping[str, Any], unnamed: str = 'teacher') -> Branches:
     """Teacher and student in a public checkpoint.
 
     They may be nested (``{'teacher': {..}, 'student': {..}}``), or tensors called ``teacher.*`` and
-    ``student.*``, or the teacher's tensors alone; any of it may lie in ``'model'`` or ``'state_dict'``.
+    ``student.*``, or the tensors of one branch alone; any of it may lie in ``'model'`` or ``'state_dict'``.
+
+    Args:
+        checkpoint: Its content.
+        unnamed: The branch that tensors are of if they are of one that is not named. Default: ``'teacher'``.
 
     Raises:
-        CheckpointError: If there is no teacher, or tensors belong to neither branch.
+        CheckpointError: If there is neither branch, or tensors belong to neither.
     """
     ignored: list[str] = []
     for box in ('state_dict', 'model'):
@@ -187,17 +198,21 @@ def find_branches(checkpoint: Mapping[str, Any]) -> Branches:
             ignored.append(name)  # running mean of the targets, which Sinkhorn-Knopp does not use
         else:
             strangers.append(name)
-    if strangers and not found:  # the teacher alone
-        found['teacher'] = {name: checkpoint[name] for name in strangers}
+    named = bool(found)
+    if strangers and not named:
+        found[unnamed] = {name: checkpoint[name] for name in strangers}
     elif strangers:
         raise CheckpointError(f'expected tensors teacher.* and student.*, found besides {shorten(strangers)}')
-    if not found.get('teacher'):
+    if not any(found.values()):
         raise CheckpointError(f'expected a teacher, found only {shorten(checkpoint)}')
-    return Branches(found['teacher'], found.get('student') or None, ignored)
+    return Branches(found.get('teacher') or None, found.get('student') or None, ignored, named)
 
 
 def import_public_checkpoint(
-    config: str | os.PathLike | Config, path: str | os.PathLike, out: str | os.PathLike
+    config: str | os.PathLike | Config,
+    path: str | os.PathLike,
+    out: str | os.PathLike,
+    branch: str | None = None,
 ) -> ImportReport:
     """Rewrite a checkpoint of the public code as one of poa_mm, for extraction, evaluation or ``load_from``.
 
@@ -205,19 +220,29 @@ def import_public_checkpoint(
         config: Pre-training config whose ``model`` is the network that the checkpoint was trained with.
         path: Public checkpoint, ``.pth`` or ``.safetensors``; see :func:`find_branches`.
         out: Checkpoint to write. It appears complete or not at all.
+        branch: The branch that becomes the teacher, from which subnets are cut: ``'teacher'`` or ``'student'``. Of a
+            file that does not name its branches, the one that its weights are of. Default: None, the teacher, which
+            the report says was not ``named`` if the file does not say so.
 
     Raises:
-        CheckpointError: If the file cannot be read, is none of the public code's, or does not fit the config.
+        CheckpointError: If the file cannot be read, is none of the public code's, lacks the branch, holds NaN or
+            infinity, or does not fit the config.
+        ValueError: If the branch is unknown.
     """
+    if branch not in (None, *_BRANCHES):
+        raise ValueError(f'branch {branch!r} is not one of {", ".join(_BRANCHES)}')
+    chosen = branch or 'teacher'
     config = config if isinstance(config, Config) else Config.fromfile(config)
     model_config = dict(config.model)
     if config.get('data_preprocessor') is not None:  # as mmengine's Runner does
         model_config.setdefault('data_preprocessor', config.data_preprocessor)
-    branches = find_branches(read_checkpoint(path))
+    branches = find_branches(read_checkpoint(path), chosen)
+    if getattr(branches, chosen) is None:
+        raise CheckpointError(f'{path}: expected a {chosen}, found only a {_BRANCHES[chosen == "teacher"]} (--branch)')
     ignored = list(branches.ignored)
-    for branch in _BRANCHES:
-        ignored += [f'{branch}.{name}' for name in getattr(branches, branch) or () if _is_unused(name)]
-    teacher = convert_public_state_dict(branches.teacher)
+    for name in _BRANCHES:
+        ignored += [f'{name}.{key}' for key in getattr(branches, name) or () if _is_unused(key)]
+    teacher = convert_public_state_dict(getattr(branches, chosen))
     student = teacher if branches.student is None else convert_public_state_dict(branches.student)
 
     model = _build(model_config)
@@ -229,6 +254,7 @@ def import_public_checkpoint(
             if key.startswith((f'{prefix}backbone.', f'{prefix}head.'))
         }
         check_state(expected, weights, f'{path}: {name}')
+        check_finite(weights, f'{path}: {name}')
         # A copy of its own type: public checkpoints may be in half precision.
         state.update({prefix + key: value.to(expected[key].dtype).clone() for key, value in weights.items()})
 
@@ -242,13 +268,14 @@ def import_public_checkpoint(
         'mmengine_version': mmengine.__version__,
         'poa_mm': __version__,
         'source': Path(path).name,
+        'branch': chosen,
         'source_sha256': file_sha256(path),
     }
     checkpoint = {'meta': meta, 'state_dict': dict(state), 'message_hub': {}, SUPERNET_KEY: entry}
     out = Path(out)
     with StagedFiles(out.parent) as files:
         files.add(out.name, lambda temporary: _save(checkpoint, temporary))
-    return ImportReport(ignored, student_copied=branches.student is None)
+    return ImportReport(ignored, branches.student is None, chosen, branches.named or branch is not None)
 
 
 def _build(model_config: dict[str, Any]) -> POA:

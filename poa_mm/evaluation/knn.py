@@ -31,6 +31,7 @@ class NearestNeighbours:
     """
 
     def __init__(self, queries: Tensor, k: int, chunk_size: int = 8192):
+        check_numbers('query', queries)
         self.queries = F.normalize(queries.float(), dim=1)
         self.k = k
         self.chunk_size = chunk_size
@@ -38,7 +39,12 @@ class NearestNeighbours:
         self.labels = torch.full_like(self.similarity, -1, dtype=torch.long)
 
     def update(self, bank: Tensor, labels: Tensor) -> None:
-        """Look through the next piece of the bank: features ``(M, D)`` and labels ``(M,)``."""
+        """Look through the next piece of the bank: features ``(M, D)`` and labels ``(M,)``.
+
+        Raises:
+            ValueError: If a feature is NaN or infinite: it would be nobody's neighbour, or everybody's.
+        """
+        check_numbers('bank', bank)
         bank = F.normalize(bank.to(self.queries), dim=1)
         labels = labels.to(self.labels)
         for rows in self._chunks():
@@ -69,6 +75,17 @@ class NearestNeighbours:
         return (slice(start, start + self.chunk_size) for start in starts)
 
 
+def check_numbers(name: str, features: Tensor) -> None:
+    """Check that features ``(N, D)`` are numbers.
+
+    Raises:
+        ValueError: If some are NaN or infinite; says how many.
+    """
+    bad = (~torch.isfinite(features)).any(dim=1).sum()
+    if bad:
+        raise ValueError(f'{int(bad)} of {len(features)} {name} features hold NaN or infinity')
+
+
 def knn_accuracy(
     bank: Tensor,
     bank_labels: Tensor,
@@ -97,8 +114,8 @@ def knn_accuracy(
         Accuracy in [0, 1] for each k.
 
     Raises:
-        ValueError: If shapes do not fit, a label of the bank is negative, there are no queries or
-            more neighbours are asked for than the bank holds.
+        ValueError: If shapes do not fit, a feature is NaN or infinite, a label of the bank is negative, there are no
+            queries or more neighbours are asked for than the bank holds.
     """
     for name, features, labels in (('bank', bank, bank_labels), ('query', queries, query_labels)):
         if features.ndim != 2 or labels.shape != features.shape[:1] or not len(features):

@@ -96,7 +96,7 @@ def test_every_weight_arrives_where_it_belongs(golden_checkpoint, branches, conf
 def test_pth_and_safetensors_and_half_precision(public, config, golden_checkpoint, tmp_path, same_tensors):
     torch.save({'model': public, 'iteration': 3}, tmp_path / 'public.pth')
     report = import_public_checkpoint(config, tmp_path / 'public.pth', tmp_path / 'new' / 'poa.pth')
-    assert report == (['iteration'], False)
+    assert report == (['iteration'], False, 'teacher', True)
     expected = read_checkpoint(golden_checkpoint)['state_dict']
     same_tensors(read_checkpoint(tmp_path / 'new' / 'poa.pth')['state_dict'], expected)
 
@@ -251,3 +251,50 @@ def test_a_failed_write_keeps_the_old_file(public, config, tmp_path, monkeypatch
         import_public_checkpoint(config, tmp_path / 'public.safetensors', tmp_path / 'poa.pth')
     assert {path.name for path in tmp_path.iterdir()} == {'public.safetensors', 'poa.pth'}
     assert (tmp_path / 'poa.pth').read_text() == 'old'
+
+
+# --- which branch ------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ('layout', 'branch', 'named'),
+    [
+        (lambda b: b['teacher'], None, False),
+        (lambda b: b['teacher'], 'teacher', True),
+        (lambda b: {'model': b['student']}, 'student', True),
+        (lambda b: {'student': b['student']}, 'student', True),
+        (lambda b: flat(b), 'student', True),
+        (lambda b: flat(b), 'teacher', True),
+    ],
+)
+def test_the_branch_that_becomes_the_teacher(branches, config, tmp_path, layout, branch, named, same_tensors):
+    torch.save(layout(branches), tmp_path / 'public.pth')
+    report = import_public_checkpoint(config, tmp_path / 'public.pth', tmp_path / 'poa.pth', branch)
+    assert (report.branch, report.named) == (branch or 'teacher', named)
+    content = read_checkpoint(tmp_path / 'poa.pth')
+    assert content['meta']['branch'] == report.branch
+    teacher = {k[len('teacher.') :]: v for k, v in content['state_dict'].items() if k.startswith('teacher.')}
+    same_tensors(teacher, convert_public_state_dict(branches[report.branch]))
+
+
+def test_a_branch_that_is_not_there(branches, config, tmp_path):
+    torch.save({'teacher': branches['teacher']}, tmp_path / 'teacher.pth')
+    torch.save({'student': branches['student']}, tmp_path / 'student.pth')
+    for file, branch, message in (
+        ('teacher', 'student', r'expected a student, found only a teacher \(--branch\)'),
+        ('student', None, r'expected a teacher, found only a student \(--branch\)'),
+        ('teacher', 'ema', "branch 'ema' is not one of teacher, student"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            import_public_checkpoint(config, tmp_path / f'{file}.pth', tmp_path / 'poa.pth', branch)
+    assert not (tmp_path / 'poa.pth').exists()
+
+
+@pytest.mark.parametrize('bad', [float('nan'), float('-inf')])
+@pytest.mark.parametrize(
+    ('branch', 'name'), [('teacher', 'backbone.cls_token'), ('student', 'dino_head.mlp0.0.linear.bias')]
+)
+def test_weights_that_are_no_numbers(branches, config, tmp_path, bad, branch, name):
+    branches[branch][name] = torch.full_like(branches[branch][name], bad)
+    torch.save(branches, tmp_path / 'public.pth')
+    with pytest.raises(CheckpointError, match=rf'public\.pth: {branch}: there is NaN or infinity in '):
+        import_public_checkpoint(config, tmp_path / 'public.pth', tmp_path / 'poa.pth')
+    assert not (tmp_path / 'poa.pth').exists()

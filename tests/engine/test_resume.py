@@ -1,4 +1,5 @@
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +134,41 @@ def test_a_folder_that_was_moved(folder, warnings):
     moved = folder.rename(folder.with_name('moved'))
     assert find_resumable(moved) == moved / 'iter_3.pth'
     assert not warnings
+
+
+def copied(folder):
+    """A copy of a work dir, whose pointer is that of the original."""
+    return Path(shutil.copytree(folder, folder.with_name(f'copy of {folder.name}')))
+
+
+def test_a_copy_goes_on_from_its_own(folder, warnings):
+    copy = copied(folder)
+    save(folder, 4)  # the original runs on
+    assert find_resumable(copy) == copy / 'iter_3.pth'
+    assert not warnings
+    flip(copy / 'iter_3.pth')
+    assert find_resumable(copy) == copy / 'iter_2.pth'
+
+
+@pytest.mark.parametrize('text', ['work/iter_3.pth', './iter_3.pth', '/no/such/folder/iter_3.pth', 'iter_3.pth\n'])
+def test_beside_the_pointer_first_whatever_it_says(folder, warnings, monkeypatch, text):
+    (folder / 'last_checkpoint').write_text(text)
+    monkeypatch.chdir(folder.parent)
+    os.makedirs('work', exist_ok=True)
+    save(Path('work'), 3)  # where the text points to from here
+    assert find_resumable(folder) == folder / 'iter_3.pth'
+    assert not warnings
+
+
+def test_elsewhere_only_if_it_is_missing_beside_and_with_a_warning(folder, warnings):
+    copy = copied(folder)
+    (copy / 'iter_3.pth').unlink()
+    assert find_resumable(copy) == folder / 'iter_3.pth'
+    (warning,) = warnings
+    assert str(copy / 'last_checkpoint') in warning and str(folder / 'iter_3.pth') in warning
+    (folder / 'iter_3.pth').unlink()
+    assert find_resumable(copy) == copy / 'iter_2.pth'
+    assert 'is not there' in warnings[-1]
 
 
 def test_other_names(folder):

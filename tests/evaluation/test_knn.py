@@ -400,3 +400,15 @@ def test_progress_without_a_terminal_is_lines(capsys):
     with show_progress('k-NN', 20, enabled=False) as advance:
         advance(20)
     assert capsys.readouterr().err == ''
+
+
+@pytest.mark.parametrize('bad', [float('nan'), float('inf'), -float('inf')])
+@pytest.mark.parametrize('part', ['bank', 'query'])
+def test_features_that_are_no_numbers_are_refused(part, bad):
+    features = {'bank': torch.randn(30, 4), 'query': torch.randn(5, 4)}
+    features[part][[1, 3], 2] = bad
+    with pytest.raises(ValueError, match=rf'2 of {len(features[part])} {part} features hold NaN or infinity'):
+        knn_accuracy(features['bank'], torch.arange(30) % 3, features['query'], torch.arange(5) % 3)
+    features[part][:] = bad
+    with pytest.raises(ValueError, match='hold NaN or infinity'):
+        knn_accuracy(features['bank'], torch.arange(30) % 3, features['query'], torch.arange(5) % 3)

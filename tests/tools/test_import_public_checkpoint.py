@@ -51,3 +51,18 @@ def test_a_mistake_is_one_line(files, capsys, missing):
     assert missing in output.err
     assert len(output.err.splitlines()) == 1
     assert not (files / 'poa.pth').exists()
+
+
+def test_a_file_that_names_no_branch(files, capsys):
+    torch.save(torch.load(files / 'public.pth')['teacher'], files / 'bare.pth')
+    command = [str(files / 'config.py'), str(files / 'bare.pth'), '-o', str(files / 'poa.pth')]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "taken as the teacher's (--branch student says otherwise)" in said
+    assert main([*command, '--branch', 'teacher']) == 0
+    assert 'taken as' not in capsys.readouterr().out
+    assert main([*command, '--branch', 'student']) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        'the student stands in for the teacher, which subnets are cut from',
+        f'wrote {files / "poa.pth"}',
+    ]
