@@ -1,8 +1,9 @@
 """Faster versions of mmpretrain's transforms for many crops of an image.
 
 Each ``FastX`` takes the place of mmpretrain's or mmcv's ``X`` in a config and draws from the same distribution. Images
-stay contiguous uint8 ``(H, W, 3)`` in BGR (or float32 from 0 to 255 with any number of channels), from OpenCV's decoder to ``PackInputs``: no round trip through Pillow, no
-negative strides. ``benchmarks/README.md`` has what each of them saves.
+stay contiguous uint8 ``(H, W, 3)`` in BGR, from OpenCV's decoder to ``PackInputs``: no round trip through Pillow, no
+negative strides. Those of :class:`LoadBands` are float32 from 0 to 255 and have any number of channels; what changes
+colours refuses other than three. ``benchmarks/README.md`` has what each transform saves.
 """
 
 from __future__ import annotations
