@@ -12,7 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 PHOTO = 96  # pixels from which on images are taken for photographs, of which a margin is cut off
-GREY = dict(type='RandomGrayscale', prob=1.0, channel_weights=(0.114, 0.587, 0.299))  # as OpenCV weighs B, G and R
+GREY = dict(
+    type='mmpretrain.RandomGrayscale', prob=1.0, channel_weights=(0.114, 0.587, 0.299)
+)  # as OpenCV weighs B, G and R
 
 BESIDE = '''
 import os
@@ -44,7 +46,7 @@ model = dict(
     head=dict(type='LinearClsHead', num_classes=1000, in_channels={channels}, loss=dict(type='CrossEntropyLoss')),
 )
 {load_from}
-# How single images are prepared for the network; there is no data to test on.
+# How single images are prepared for the network, whatever library was used before; there is no data to test on.
 test_dataloader = dict(
     batch_size=1,
     num_workers=0,
@@ -52,7 +54,7 @@ test_dataloader = dict(
         type='CustomDataset',
         pipeline=[
 {pipeline}
-            dict(type='PackInputs'),
+            dict(type='mmpretrain.PackInputs'),
         ],
     ),
     sampler=dict(type='DefaultSampler', shuffle=False),
@@ -83,7 +85,7 @@ model = {task}(
     )
 )
 {preprocessor} = dict({data_preprocessor})
-{optim_wrapper}{data}"""
+{classifier}{optim_wrapper}{data}"""
 )
 BANDS = """
 # Images with bands in folders by their class; the colour augmentations of the base do not apply to them.
@@ -101,6 +103,7 @@ val_dataloader = dict(dataset=dict(**data, data_prefix='data/val', class_root='d
 test_dataloader = val_dataloader
 val_evaluator = test_evaluator = dict(type='Accuracy', topk=(1,))
 """
+CLASSIFIER = "model['type'] = 'SubnetClassifier'\n" + LOAD_FROM
 LAYER_DECAY = 'optim_wrapper = dict(paramwise_cfg=dict(layer_decay_rate={}))\n'
 
 
@@ -211,6 +214,7 @@ def downstream_config(
         backbone=_arguments(backbone),
         preprocessor=preprocessor,
         data_preprocessor=_call(normalisation),
+        classifier=CLASSIFIER.format(file=literal(entry['file'])) if library == 'mmpretrain' else '',
         optim_wrapper='' if layer_decay_rate is None else LAYER_DECAY.format(literal(layer_decay_rate)),
         data=data,
     )
@@ -249,10 +253,10 @@ def preparation(image_size: Sequence[int], in_channels: int, backend: str = 'pil
     how = dict(backend=backend, interpolation='bicubic')
     if rows == columns >= PHOTO:
         # An even margin: other libraries round the half of an odd one to the other side.
-        steps = [dict(type='ResizeEdge', scale=rows + 2 * round(rows / 14), edge='short', **how)]
-        steps.append(dict(type='CenterCrop', crop_size=rows))
+        steps = [dict(type='mmpretrain.ResizeEdge', scale=rows + 2 * round(rows / 14), edge='short', **how)]
+        steps.append(dict(type='mmpretrain.CenterCrop', crop_size=rows))
     else:
-        steps = [dict(type='Resize', scale=(columns, rows), **how)]
+        steps = [dict(type='mmpretrain.Resize', scale=(columns, rows), **how)]
     return [*steps, GREY] if in_channels == 1 else steps
 
 

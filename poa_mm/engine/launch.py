@@ -15,6 +15,7 @@ import torch.distributed as torch_dist
 from mmengine.config import Config
 from mmengine.dist import barrier, init_dist, is_distributed, is_main_process
 from mmengine.logging import print_log
+from mmengine.registry import MODELS
 
 from poa_mm.compat import check_downstream
 from poa_mm.recipes import follow
@@ -23,10 +24,11 @@ from .data_config import check_channels, count_images, place_indices
 from .hooks.once import check_lists
 from .memory import keep_freed_memory
 from .preflight import check_data
+from .sync_bn import UNSYNCED
+from .sync_bn import unsync_bn as _unsync_bn
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 GLOO_REST = 0.2  # seconds
-SYNC_BN = ('SyncBN', 'MMSyncBN', 'SyncBatchNorm')  # names in mmcv's registry, and of the classes
 
 
 def read_config(
@@ -131,30 +133,14 @@ def prepare(cfg: Config, launcher: str, parts: Sequence[str] = ('train', 'val'))
         keep_freed_memory()
     if launcher != 'none' and not torch.cuda.is_available():
         wrapper = dict(
-            type='MMDistributedDataParallel',
+            type='CPUDistributedDataParallel',
             broadcast_buffers=False,
             find_unused_parameters=cfg.get('find_unused_parameters', False),
         )
         # device_ids must be None on the CPU; mmengine fills in the local rank where it is not given.
         cfg.model_wrapper_cfg = {**wrapper, **cfg.get('model_wrapper_cfg', {}), 'device_ids': None}
         cfg.sync_bn = None
-        if _unsync_bn(cfg.get('model')) and is_main_process():
-            print_log(
-                'SyncBN needs GPUs: each process normalises with the statistics of its own images (BN).',
-                logger='current',
-                level=logging.WARNING,
-            )
-
-
-def _unsync_bn(config: Any) -> int:
-    """Replace SyncBN by BN in a nested config, in place; how many there were."""
-    count = 0
-    if isinstance(config, Mapping):
-        kind = config.get('type')
-        if getattr(kind, '__name__', kind) in SYNC_BN:
-            config['type'] = 'BN'
-            count = 1
-        config = config.values()
-    elif not isinstance(config, (list, tuple)):
-        return 0
-    return count + sum(_unsync_bn(value) for value in config)
+        with MODELS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
+            number = _unsync_bn(cfg.get('model'), registry)
+        if number and is_main_process():
+            print_log(UNSYNCED, 'current', logging.WARNING)

@@ -24,20 +24,19 @@ SCORE_NAMES = {
 ABLATIONS = ('poa', 'no_es2', 'no_es1', 'one_head', 'lambda_0.5')
 
 
-def draw_figures(
-    entries: Sequence[Entry], data: str, params: Mapping[str, int], sizes: Sequence[str], folder: Path
-) -> dict[str, Path]:
-    """Draw what ``entries`` have enough for.
+def figures_of(
+    entries: Sequence[Entry], data: str, params: Mapping[str, int], sizes: Sequence[str]
+) -> dict[str, Figure]:
+    """The figures that ``entries`` have enough for.
 
     Args:
         entries: Of all rows.
         data: Data set.
         params: Parameters of each subnet, the smallest first.
         sizes: The sizes that were also trained alone.
-        folder: Where the png files go.
 
     Returns:
-        File of each figure that was drawn.
+        By name, in the order of the page: ``params``, ``heat_map``, ``ablation``, ``labels``.
     """
     figures = {
         'params': _over_params(entries, data, params),
@@ -45,15 +44,13 @@ def draw_figures(
         'ablation': _ablation(entries, data, sizes),
         'labels': _over_labels(entries, data, sizes),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = {}
-    for name, figure in figures.items():
-        if figure is not None:
-            path = folder / f'{data}_{name}.png'
-            # Without the date and version that would make every drawing another file.
-            draw = lambda part: figure.savefig(part, format='png', dpi=120, metadata={'Software': None})  # noqa: B023, E731
-            paths[name] = write_whole(path, draw)
-    return paths
+    return {name: figure for name, figure in figures.items() if figure is not None}
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a png file, the same bytes for the same figure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_whole(path, lambda part: figure.savefig(part, format='png', dpi=120, metadata={'Software': None}))
 
 
 def _axes(xlabel: str, ylabel: str, size: tuple[float, float] = (6.4, 4)) -> tuple[Figure, Axes]:

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
+from poa_mm.elastic import Cost
 from poa_mm.evaluation.report import write_whole
 
 from .evidence import SCORES, Entry, read_evidence, summarise
-from .figures import SCORE_NAMES, draw_figures
+from .figures import SCORE_NAMES, figures_of, save
 from .rows import DATA, ROWS, three_sizes
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / 'docs' / 'evidence.md'
 EVIDENCE = ROOT / 'docs' / 'evidence.json'
+FIGURES = 'evidence'  # folder beside the json
+CAPTIONS = {
+    'params': 'k-NN accuracy over the number of parameters',
+    'heat_map': 'k-NN accuracy of every subnet of POA',
+    'ablation': 'k-NN accuracy without parts of the method',
+    'labels': 'accuracy over the share of labels',
+}
 MARK = re.compile(r'(<!-- begin (?P<name>[\w.]+) -->\n).*?(<!-- end (?P=name) -->)', re.DOTALL)
 
 
@@ -41,25 +49,46 @@ def write_report(
         ValueError: If the json is not valid, or the page has a mark of an unknown name.
     """
     entries, page = read_evidence(evidence), Path(page)
-    figures = Path(evidence).parent / 'evidence'
-    written: list[Path] = []
-    parts: dict[str, str] = {}
-    for data, config in (configs or DATA).items():
-        if any(entry.data == data for entry in entries):
-            backbone = MODELS.build(dict(Config.fromfile(config).model.backbone))
-            params = {str(subnet): backbone.cost(subnet).params for subnet in backbone.space}
-            flops = {str(subnet): backbone.cost(subnet).flops for subnet in backbone.space}
-            sizes = [str(subnet) for subnet in three_sizes(backbone.space)]
-            params = dict(sorted(params.items(), key=lambda item: item[1]))
-            written += draw_figures(entries, data, params, sizes, figures).values()
-            parts |= {f'{data}.{name}': text for name, text in tables(entries, data, sizes, flops).items()}
+    folder = Path(evidence).parent / FIGURES
+    written = []
+    for data, sizes, costs in _networks(entries, configs):
+        figures = figures_of(entries, data, _params(costs), sizes)
+        written += [save(figure, folder / f'{data}_{name}.png') for name, figure in figures.items()]
     if page.exists():
         text = page.read_text(encoding='utf-8')
-        new = fill(text, parts)
+        new = fill(text, parts_of(entries, configs))
         if new != text:
             write_whole(page, lambda path: path.write_text(new, encoding='utf-8'))
             written.append(page)
     return written
+
+
+def parts_of(entries: Sequence[Entry], configs: Mapping[str, Path] | None = None) -> dict[str, str]:
+    """Tables and links to figures of all data sets by the names of their marks, such as ``'fashion_mnist.knn'``."""
+    parts = {}
+    for data, sizes, costs in _networks(entries, configs):
+        flops = {subnet: cost.flops for subnet, cost in costs.items()}
+        parts |= {f'{data}.{name}': text for name, text in tables(entries, data, sizes, flops).items()}
+        for name in CAPTIONS:
+            parts[f'{data}.figure_{name}'] = ''
+        for name in figures_of(entries, data, _params(costs), sizes):
+            parts[f'{data}.figure_{name}'] = f'![{CAPTIONS[name]}]({FIGURES}/{data}_{name}.png)'
+    return parts
+
+
+def _params(costs: Mapping[str, Cost]) -> dict[str, int]:
+    """Parameters of each subnet, the smallest first."""
+    return {subnet: cost.params for subnet, cost in sorted(costs.items(), key=lambda item: item[1].params)}
+
+
+def _networks(
+    entries: Sequence[Entry], configs: Mapping[str, Path] | None
+) -> Iterator[tuple[str, list[str], dict[str, Cost]]]:
+    """Of each data set: its name, the three sizes, and the cost of every subnet."""
+    for data, config in (configs or DATA).items():
+        backbone = MODELS.build(dict(Config.fromfile(config).model.backbone))
+        costs = {str(subnet): backbone.cost(subnet) for subnet in backbone.space}
+        yield data, [str(subnet) for subnet in three_sizes(backbone.space)], costs
 
 
 def fill(text: str, parts: Mapping[str, str]) -> str:
@@ -157,7 +186,7 @@ def _minutes(entries: Sequence[Entry], row: str, data: str, subnet: str | None) 
     return sum(seconds.values()) / len(seconds) / 60 if seconds else None
 
 
-def _line(points: Mapping[float, float]):
+def _line(points: Mapping[float, float]) -> Callable[[float], float]:
     """The straight line of least squares."""
     xs, ys = list(points), list(points.values())
     mean_x, mean_y = sum(xs) / len(xs), sum(ys) / len(ys)

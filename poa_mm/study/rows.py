@@ -13,7 +13,7 @@ from mmengine.registry import MODELS
 from poa_mm.elastic import Subnet, SubnetSpace
 
 CONFIGS = Path(__file__).parents[2] / 'configs' / 'poa'
-DATA = {'fashion_mnist': CONFIGS / 'vitt_fmnist.py', 'emoji': CONFIGS / 'vitt_emoji.py'}
+DATA = {'fashion_mnist': CONFIGS / 'swint_fmnist.py', 'emoji': CONFIGS / 'swint_emoji.py'}
 ALONE = {'model.weight_es1': 0, 'model.weight_es2': 0}
 
 

@@ -95,19 +95,23 @@ def features(network: nn.Module, data: Labelled, batch_size: int = 500) -> Label
     return Labelled(torch.cat([network(part) for part in data.inputs.split(batch_size)]), data.labels)
 
 
-def frozen_scores(network: nn.Module, cfg: Config, data: StudyData, seed: int) -> dict[str, float]:
-    """Accuracies ``knn`` and ``linear`` of a network's features.
+def frozen_scores(network: nn.Module, cfg: Config, data: StudyData, seed: int, linear: bool = True) -> dict[str, float]:
+    """Accuracies ``knn`` and, if wanted, ``linear`` of a network's features.
 
     Args:
         network: Images to features.
         cfg: Its ``knn`` has the numbers of neighbours and the temperature, its ``study`` the length of the probe.
         data: Images.
         seed: Of the linear probe.
+        linear: Train the probe. Default: True.
     """
     train, test = features(network, data.train), features(network, data.test)
     by_k = knn_accuracy(*train, *test, cfg.knn.get('ks', (10, 20)), cfg.knn.get('temperature', 0.07), chunk_size=1000)
-    length = settings(cfg)['probe_iterations']
-    return {'knn': max(by_k.values()), 'linear': linear_probe(train, test, data.num_classes, seed, length)}
+    scores = {'knn': max(by_k.values())}
+    if linear:
+        length = settings(cfg)['probe_iterations']
+        scores['linear'] = linear_probe(train, test, data.num_classes, seed, length)
+    return scores
 
 
 def few_labels(network: nn.Module, name: str, cfg: Config, data: StudyData, seed: int) -> float:

@@ -44,6 +44,7 @@ class Worker:
         self.configs = dict(configs or DATA)
         self.options = dict(options or {})
         self._data: dict[str, Any] = {}
+        self._commit = commit()  # now: files may change while it works
 
     def config(self, unit: Unit, subnet: Subnet | None = None) -> Config:
         """Of the pre-training of ``unit``."""
@@ -126,7 +127,7 @@ class Worker:
                 continue
             path = unit.folder(self.work_dir) / f'scores_{subnet}.json'
             if not path.exists():
-                scores = frozen_scores(ClassFeature(backbone, subnet), cfg, data, unit.seed)
+                scores = frozen_scores(ClassFeature(backbone, subnet), cfg, data, unit.seed, linear=subnet in sizes)
                 if row.few_labels and subnet in sizes:
                     for name in SHARES:
                         scores[name] = few_labels(CutOut(backbone, subnet), name, cfg, data, unit.seed)
@@ -139,9 +140,8 @@ class Worker:
             self._data[unit.data] = load_data(cfg)
         return self._data[unit.data]
 
-    @staticmethod
     def _entry(
-        unit: Unit, subnet: Subnet | None, scores: Mapping[str, float], iterations: int, seconds: float
+        self, unit: Unit, subnet: Subnet | None, scores: Mapping[str, float], iterations: int, seconds: float
     ) -> Entry:
         return Entry(
             row=unit.row,
@@ -152,7 +152,7 @@ class Worker:
             iterations=iterations,
             seconds=round(seconds, 1),
             machine=machine(),
-            commit=commit(),
+            commit=self._commit,
         )
 
 
