@@ -61,6 +61,16 @@ def test_nothing_is_done_twice(tmp_path):
     assert len(done) == 11
 
 
+def test_the_second_data_set_has_the_main_rows_unless_others_are_asked_for(tmp_path):
+    done = []
+    run(tmp_path, done, rows=None, seeds=[0], configs={'a': 'a.py', 'emoji': 'b.py'})
+    assert {unit.row for unit in done if unit.data == 'a'} == set(schedule.ROWS)
+    assert {unit.row for unit in done if unit.data == 'emoji'} == set(schedule.USUAL_ROWS['emoji'])
+    done.clear()
+    run(tmp_path, done, rows=['no_es1'], seeds=[0], configs={'emoji': 'b.py'})
+    assert [unit.row for unit in done] == ['no_es1']
+
+
 def test_several_are_done_side_by_side(tmp_path):
     together = threading.Barrier(2, timeout=20)
 
