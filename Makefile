@@ -13,9 +13,9 @@ export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 # The path of the stack's environment, which is built when it is missing.
 ENV_PYTHON = $$(tools/make_env.sh $(STACK))/bin/python
 # Where every test can be collected, which needs neither ops nor mmdet.
-LIGHT_TESTS = tests/test_light_stack.py tests/test_compat.py tests/tools/test_demo.py tests/models/selfsup
+LIGHT_TESTS = tests/test_light_stack.py tests/test_compat.py tests/tools/test_demo.py tests/models/selfsup tests/gpu
 
-.PHONY: help env demo test test-light test-slow test-faults lint format docs wheel
+.PHONY: help env demo test test-light test-gpu test-slow test-faults lint format docs wheel
 
 help:
 	@echo 'make env     build the Python environment and install poa_mm into it (STACK=onedl|openmmlab|light)'
@@ -23,6 +23,7 @@ help:
 	@echo '             (CONFIG=configs/poa/swint_digits.py or resnet_digits.py: another family)'
 	@echo 'make test    run the tests (test-slow: those that take minutes; test-faults: kills, signals, NaN)'
 	@echo 'make test-light  what pre-training, extraction and evaluation need, without ops and mmdet (STACK=light)'
+	@echo 'make test-gpu    what runs on a GPU (STACK=light: with a newer torch)'
 	@echo 'make lint    check style and types'
 	@echo 'make docs    build the documentation into docs/_build; make wheel: a package into dist/'
 
@@ -40,6 +41,10 @@ test:
 
 test-light:
 	@python=$$(tools/make_env.sh light)/bin/python && $$python -m pytest -q $(LIGHT_TESTS)
+
+# Each test is skipped, and says so, where there is no GPU.
+test-gpu:
+	@python=$(ENV_PYTHON) && CUBLAS_WORKSPACE_CONFIG=:4096:8 $$python -m pytest -q -rs -m gpu tests/gpu
 
 test-slow:
 	@python=$(ENV_PYTHON) && $$python -m pytest -q -m slow

@@ -12,6 +12,15 @@ import torch
 SHARED = Path(os.environ.get('POA_MM_SHARED', Path(__file__).resolve().parents[2] / 'shared'))
 
 
+def pytest_collection_modifyitems(items):
+    """Tests of GPUs say that they were skipped where there is none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker('gpu'):
+            item.add_marker(pytest.mark.skip(reason='no CUDA device: torch.cuda.is_available() is false'))
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     """Every test draws the same random numbers, alone or among others."""

@@ -1,26 +1,38 @@
-"""The whole of POA in minutes: pre-train on handwritten digits, extract subnets, score every one.
+"""The whole of POA in minutes: pre-train on handwritten digits, extract subnets, score and time every one, export one.
 
 Writes to the work dir: `report.json` and `knn.png` (heat map of all subnets, after training), `subnets/`
-(three extracted networks, verified), `train/` (logs, loss curves for TensorBoard, checkpoint).
+(three extracted networks, verified), `scorecard/` (what every subnet costs here: open `scorecard.html`), `exported/`
+(one subnet for timm, transformers, ONNX and torch, verified), `train/` (logs, loss curves for TensorBoard, checkpoint).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
+from statistics import median
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner, find_latest_checkpoint, set_random_seed
 from rich.console import Console
 from rich.table import Table
 
+from poa_mm.apis import export
 from poa_mm.checkpoint import load_teacher
+from poa_mm.deploy.export import possible_formats
 from poa_mm.deploy.extract import extract_subnets
 from poa_mm.elastic import Subnet, SubnetSpace
+from poa_mm.engine.launch import read_config
+from poa_mm.engine.options import add_config_options
+from poa_mm.engine.work_dir import WorkDir
 from poa_mm.evaluation import evaluate_knn, save_report
+from poa_mm.evaluation.measurement import MeasureSettings
+from poa_mm.evaluation.scorecard import make_scorecard
+from poa_mm.evaluation.selection import choose
+from poa_mm.mistakes import add_debug, run_tool
 
 CONFIG = Path(__file__).parents[1] / 'configs' / 'poa' / 'vitt_digits.py'
 
@@ -35,7 +47,8 @@ def parse_args() -> argparse.Namespace:
         help='config that pre-trains on digits (default: configs/poa/vitt_digits.py)',
     )
     parser.add_argument('--work-dir', type=Path, help='default: work_dirs/demo/NAME_OF_THE_CONFIG')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override the config: key=value ...')
+    add_config_options(parser)
+    add_debug(parser)
     return parser.parse_args()
 
 
@@ -53,11 +66,17 @@ def run_demo(cfg: Config, work_dir: Path) -> dict:
     entries = extract_subnets(checkpoint, three_sizes(backbone.space), work_dir / 'subnets')
     results = evaluate_knn(cfg, backbone)
     save_report(results, work_dir)
+    card = make_scorecard(cfg, checkpoint, work_dir / 'scorecard', MeasureSettings(rounds=3), progress=False)
+    chosen = choose(card, {'latency': middle_latency(card)}).ranked[0]['subnet']
+    exported, not_exported = export_everywhere(checkpoint, chosen, work_dir / 'exported')
     report = dict(
         knn_before=before,
         knn_after=accuracies(results),
         seconds=round(time.monotonic() - start, 1),
         extracted={entry['subnet']: entry['max_abs_diff'] for entry in entries},
+        chosen=chosen,
+        exported=exported,
+        not_exported=not_exported,
     )
     (work_dir / 'report.json').write_text(json.dumps(report, indent=2) + '\n')
     return report
@@ -73,6 +92,23 @@ def untrained_backbone(cfg: Config):
 
 def accuracies(results: dict) -> dict[str, float]:
     return {subnet: score['accuracy'] for subnet, score in results.items()}
+
+
+def middle_latency(card: dict) -> float:
+    """A budget in milliseconds that half of the subnets keep."""
+    return median(row['costs'][card['conditions'][0]]['median_ms'] for row in card['subnets'])
+
+
+def export_everywhere(checkpoint: str, subnet: str, out_dir: Path) -> tuple[dict[str, float], dict[str, str]]:
+    """Export a subnet to every format that can hold it here.
+
+    Returns:
+        By format, the largest difference from the subnet; and for the others, why not.
+    """
+    reasons = possible_formats(checkpoint, subnet)
+    formats = [format for format, reason in reasons.items() if reason is None]
+    entries = export(checkpoint, subnet, to=formats, out_dir=out_dir) if formats else []
+    return {entry['format']: entry['max_abs_diff'] for entry in entries}, {k: v for k, v in reasons.items() if v}
 
 
 def three_sizes(space: SubnetSpace) -> list[Subnet]:
@@ -95,17 +131,24 @@ def print_report(report: dict, work_dir: Path) -> None:
             '' if difference is None else f'{difference:.1e}',
         )
     Console().print(table)
+    print(f'the best of the faster half, {report["chosen"]}: {work_dir}/exported ({", ".join(report["exported"])})')
+    for format, reason in report['not_exported'].items():
+        print(f'not exported to {format}: {reason}')
+    print(f'what every size costs here: open {work_dir}/scorecard/scorecard.html')
     print(f'{report["seconds"]:.0f} s; see {work_dir}/report.json, {work_dir}/knn.png and {work_dir}/subnets')
+
+
+def demo(args: argparse.Namespace) -> None:
+    cfg = read_config(args.config, args.cfg_options)
+    work_dir = args.work_dir or Path('work_dirs', 'demo', args.config.stem)
+    with WorkDir(work_dir):
+        print_report(run_demo(cfg, work_dir), work_dir)
 
 
 def main() -> None:
     args = parse_args()
-    cfg = Config.fromfile(args.config)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
-    work_dir = args.work_dir or Path('work_dirs', 'demo', args.config.stem)
-    work_dir.mkdir(parents=True, exist_ok=True)
-    print_report(run_demo(cfg, work_dir), work_dir)
+    if code := run_tool('demo', demo, args, debug=args.debug):
+        sys.exit(code)
 
 
 if __name__ == '__main__':

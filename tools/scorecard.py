@@ -6,14 +6,11 @@ Interrupted, the same command goes on where it stopped.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
-
-os.environ.setdefault('KINETO_LOG_LEVEL', '5')  # torch's profiler, which finds the peak memory, says much otherwise
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -51,7 +48,13 @@ def run(args: argparse.Namespace) -> None:
         rounds=args.rounds,
         measure_all=args.measure_all,
     )
-    card = make_scorecard(cfg, args.checkpoint, args.out_dir, settings, args.protocol)
+    settings.check()
+    write_onnx = None
+    if 'onnxruntime' in settings.runtimes:
+        from poa_mm.deploy.export.program_writer import ProgramWriter
+
+        write_onnx = ProgramWriter()
+    card = make_scorecard(cfg, args.checkpoint, args.out_dir, settings, args.protocol, write_onnx)
     for line in describe(card):
         print(line)
     print(f'open {Path(args.out_dir, "scorecard.html")}; choose with tools/select_subnet.py')

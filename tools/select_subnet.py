@@ -7,14 +7,12 @@ nothing fits.
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault('KINETO_LOG_LEVEL', '5')  # torch's profiler, which finds the peak memory, says much otherwise
 EXPORT = Path(__file__).with_name('export_subnet.py')
 
 
@@ -79,12 +77,21 @@ def verified(
     card: Mapping[str, Any], checkpoint: Path, ranked: list, limits: Mapping[str, float], condition: str
 ) -> list[Mapping[str, Any]]:
     """The subnets from the first on that is still within the limits; says what was found of those before."""
+    from poa_mm.evaluation.latency import Condition
+    from poa_mm.evaluation.runtimes import check_runtime
     from poa_mm.evaluation.selection import in_unit
     from poa_mm.evaluation.verification import other_machine, verify
 
+    runtime, device, _ = Condition.parse(condition)
+    check_runtime(runtime, device)
+    write_onnx = None
+    if runtime == 'onnxruntime':
+        from poa_mm.deploy.export.program_writer import ProgramWriter
+
+        write_onnx = ProgramWriter()
     if differences := other_machine(card, condition):
         print(f'note: the scorecard is of another machine: {"; ".join(differences)}')
-    for index, found in enumerate(verify(card, checkpoint, ranked, limits, condition)):
+    for index, found in enumerate(verify(card, checkpoint, ranked, limits, condition, write_onnx)):
         before, now = (row['costs'][condition] for row in (found.before, found.row))
         print(
             f'timed again: {found.row["subnet"]} takes {in_unit("latency", now["median_ms"])}, '

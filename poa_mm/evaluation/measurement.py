@@ -77,7 +77,7 @@ class Measurement:
         backbone: The supernet, on the CPU.
         settings: How; checked.
         unfinished: Results so far.
-        write_onnx: Exports a network for onnxruntime; see :mod:`~poa_mm.evaluation.runtimes`.
+        write_onnx: Exports a network, for onnxruntime; see :mod:`~poa_mm.evaluation.runtimes`. Default: None.
         progress: Show progress. Default: True.
     """
 
@@ -193,9 +193,7 @@ class Measurement:
         existing = next(folder for folder in self._folder.parents if folder.exists())
         free = shutil.disk_usage(existing).free
         needed = sum(
-            4 * self.backbone.cost(subnet).params
-            for subnet in subnets
-            if not (self._folder / f'{subnet}.onnx').exists()
+            4 * self.backbone.cost(subnet).params for subnet in subnets if not (self._folder / str(subnet)).exists()
         )
         if needed > 0.95 * free:
             raise ValueError(

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -33,7 +35,9 @@ MEMORY = {
     ('onnxruntime', 'cpu'): 'growth of the resident memory of a process that loads the network and runs it once',
     ('onnxruntime', 'cuda'): 'not measured',
 }
-WriteOnnx = Callable[[nn.Module, Tensor, Path], None]
+# write_onnx(subnet, config, state, image_size, folder) writes the program of a stock network into an empty folder: one
+# file *.onnx. It comes from deploy, which this package knows nothing of.
+WriteOnnx = Callable[[Subnet, Mapping[str, Any], Mapping[str, Tensor], tuple[int, int], Path], object]
 
 
 class Runtime(Protocol):
@@ -61,7 +65,7 @@ def make_runtime(
         device: One of ``DEVICES``.
         backbone: The supernet, on the CPU.
         folder: Where onnxruntime keeps the networks while they are measured.
-        write_onnx: ``write_onnx(network, images, path)`` exports a network.
+        write_onnx: Exports a network, for onnxruntime.
         threads: Of onnxruntime; those of torch are set for the whole process.
     """
     if runtime == 'torch':
@@ -145,7 +149,7 @@ class OnnxRuntime:
         backbone: The supernet, on the CPU.
         device: ``'cpu'`` or ``'cuda'``.
         folder: Where the programs are kept, each written when it is first needed.
-        write_onnx: Writes one.
+        write_onnx: Writes one into a folder.
         threads: Of one operator.
     """
 
@@ -185,17 +189,15 @@ class OnnxRuntime:
         return run
 
     def _program(self, subnet: Subnet) -> Path:
-        path = self.folder / f'{subnet}.onnx'
-        if not path.exists():
-            config, state = self.backbone.extract(subnet)
-            network = build(config)
-            _set_weights(network, state)
-            images = torch.zeros(2, self.backbone.in_channels, *self.backbone.img_size)  # of 1, the batch may be fixed
-            self.folder.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix('.part.onnx')
-            self.write_onnx(network, images, part)
-            part.rename(path)
-        return path
+        """The file of a program, in a folder of its own as its weights may lie beside it."""
+        folder = self.folder / str(subnet)
+        if not folder.exists():
+            part = self.folder / f'.{subnet}'  # of an export that was interrupted
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            self.write_onnx(subnet, *self.backbone.extract(subnet), self.backbone.img_size, part)
+            part.rename(folder)
+        return next(folder.glob('*.onnx'))
 
     def peak_memory(self, subnet: Subnet, images: Tensor) -> int | None:
         if self.device != 'cpu':
@@ -256,6 +258,7 @@ def _drop_weights(network: nn.Module) -> None:
 
 def _peak_of_tensors(run: Callable[[], Any]) -> int:
     """The most bytes that tensors made in a call take at any time, those inside of operators included."""
+    os.environ.setdefault('KINETO_LOG_LEVEL', '5')  # the profiler says on stderr what it does, and that there is no GPU
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
         warnings.simplefilter('ignore')  # of cycles, which there are none of
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:

@@ -53,7 +53,8 @@ def make_scorecard(
         out_dir: Folder to write to, made if it is missing. A finished scorecard in it is replaced.
         settings: How costs are measured. Default: torch on the CPU, one image at a time.
         protocols: Scores: ``'knn'`` (:func:`evaluate_knn`), ``'linear'`` (:func:`evaluate_linear`). Default: k-NN.
-        write_onnx: ``write_onnx(network, images, path)``, which the runtime ``'onnxruntime'`` needs.
+        write_onnx: Exports a network, which the runtime ``'onnxruntime'`` needs: that of
+            :mod:`poa_mm.deploy.export`. Default: None.
         progress: Show progress. Default: True.
 
     Returns:

@@ -84,7 +84,7 @@ def test_wrapper_of_a_cpu_run_has_no_devices(monkeypatch):
     cfg = Config(dict(find_unused_parameters=True, model_wrapper_cfg=dict(static_graph=True)))
     launch.prepare(cfg, 'pytorch')
     assert cfg.model_wrapper_cfg == dict(
-        type='MMDistributedDataParallel',
+        type='CPUDistributedDataParallel',
         broadcast_buffers=False,
         find_unused_parameters=True,
         static_graph=True,

@@ -132,13 +132,13 @@ OPTIONS = (
 
 @pytest.fixture
 def browse(tmp_path):
-    """Opens the page of a card, and gives the document that its script has made."""
+    """Opens the page of a card, does what ``then`` says, and gives the document that has come of it."""
     if BROWSER is None:
         pytest.skip('no chromium or google-chrome to open the page in')
 
-    def browse(card, **address):
+    def browse(card, then='', **address):
         page = tmp_path / 'scorecard.html'
-        page.write_text(as_html(card), encoding='utf-8')
+        page.write_text(as_html(card).replace('</body>', f'<script>{then}</script></body>'), encoding='utf-8')
         url = f'{page.as_uri()}#{urlencode(address)}'
         command = [BROWSER, *OPTIONS, f'--user-data-dir={tmp_path / "profile"}', '--dump-dom', url]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -199,11 +199,42 @@ def test_page_says_that_nothing_fits_and_by_how_much(browse):
     assert 'Nothing fits' in text and 'Nearest: 48x3: parameters 0.131 M, 0.121 M too much' in text
 
 
-def test_page_of_many_subnets_and_of_one(browse):
+def test_page_of_many_subnets(browse):
     card = make_card(SubnetSpace([64, 96, 128], [[3], range(4, 9), range(6, 37), [3]]))
     document = browse(card, x='memory', mark='96x3-6-20-3')
     assert chosen(document) == '96x3-6-20-3' and len(rows(document)) == 465
+
+
+def test_page_of_one_subnet(browse):
     assert chosen(browse(make_card(SubnetSpace([64], [3])), x='macs')) == '64x3'
+
+
+HANDS = """
+const head = document.getElementById('sort-params').firstChild;
+head.click(); head.click();
+const slider = document.getElementById('slide-params');
+slider.value = 200;
+slider.dispatchEvent(new Event('input'));
+const dot = document.querySelectorAll('.dot')[5];
+const box = dot.getBoundingClientRect();
+const at = { clientX: box.x + box.width / 2, clientY: box.y + box.height / 2, bubbles: true };
+document.getElementById('chart').dispatchEvent(new PointerEvent('pointermove', at));
+"""
+
+
+def test_page_in_the_hand(browse):
+    document = browse(CARD, HANDS)
+    names = list(rows(document))
+    params = {row['subnet']: row['params'] for row in CARD['subnets']}
+    assert names == sorted(names, key=params.get, reverse=True), 'a second click turns the order'
+    assert 'id="sort-params" aria-sort="descending"' in document
+    low, high = min(params.values()), max(params.values())
+    limit = float(f'{(low + high) / 2 / 1e6:.3g}') * 1e6
+    assert chosen(document) == choose(CARD, dict(params=limit)).ranked[0]['subnet'], 'the slider is in the middle'
+    tip = re.search(r'<div id="tip"[^>]*>(.*?)</div>', document)[1]
+    assert tip.startswith('<b>64x4</b>') and '<dd>predicted</dd>' in tip, 'the sixth subnet is under the pointer'
+    document = browse(CARD, f'{HANDS}document.getElementById("chart").dispatchEvent(new PointerEvent("click", at));')
+    assert chosen(document) == '64x4' and 'Marked by you' in document
 
 
 def test_page_without_known_memory(browse):

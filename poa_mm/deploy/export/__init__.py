@@ -2,6 +2,6 @@
 
 from .network import ExportError
 from .options import ExportOptions
-from .run import FORMATS, export_subnets
+from .run import FORMATS, export_subnets, possible_formats
 
-__all__ = ['FORMATS', 'ExportError', 'ExportOptions', 'export_subnets']
+__all__ = ['FORMATS', 'ExportError', 'ExportOptions', 'export_subnets', 'possible_formats']

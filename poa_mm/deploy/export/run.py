@@ -148,6 +148,30 @@ def _hashes(folder: Path, file: str) -> dict[str, dict[str, Any]]:
     }
 
 
+def possible_formats(checkpoint: str | os.PathLike, subnet: Subnet | str) -> dict[str, str | None]:
+    """For each format, why a subnet cannot be exported to it here, or None if it can.
+
+    Args:
+        checkpoint: As of :func:`export_subnets`.
+        subnet: ``'384x12'``, an alias or a :class:`Subnet`.
+
+    Raises:
+        CheckpointError: If the checkpoint cannot be read.
+        ValueError: If the subnet is not in the checkpoint's space.
+    """
+    (stock,) = open_networks(checkpoint, [subnet])
+    network = ExportNetwork(stock)
+    found: dict[str, str | None] = {}
+    for format, exporter in FORMATS.items():
+        try:
+            check_libraries(format)
+            exporter.check(network, ExportOptions())
+            found[format] = None
+        except ExportError as error:
+            found[format] = str(error)
+    return found
+
+
 def _checked_formats(to: Iterable[str], options: ExportOptions) -> list[str]:
     formats = [to] if isinstance(to, str) else list(dict.fromkeys(to))
     for format in formats:
@@ -162,11 +186,16 @@ def _checked_formats(to: Iterable[str], options: ExportOptions) -> list[str]:
     if (options.fp16 or options.int8) and not (options.config or {}).get('knn'):
         raise ExportError("fp16 and int8 are accepted by their k-NN score: name a config with an entry 'knn'")
     for format in formats:
-        _check_libraries(format)
+        check_libraries(format)
     return formats
 
 
-def _check_libraries(format: str) -> None:
+def check_libraries(format: str) -> None:
+    """Check that what a format needs is installed.
+
+    Raises:
+        ExportError: If it is missing or too old; says what to install.
+    """
     exporter = FORMATS[format]
     if not is_at_least('torch', exporter.TORCH):
         raise ExportError(

@@ -68,10 +68,14 @@ class GuardedOptimWrapper:
             norms[name] = torch.nn.utils.clip_grad_norm_(params, **limit)
             if self.clip_grad_kwargs and not by_norm:
                 self.clip_func(params, **self.clip_grad_kwargs)
-        found = {name: norm.item() for name, norm in norms.items()}  # the one time that a step waits for the device
+        found = self._read(norms)
         for name, norm in found.items():
             self.message_hub.update_scalar(f'train/grad_norm_{name}', norm)
         return all(map(math.isfinite, found.values()))
+
+    def _read(self, values: dict[str, Tensor]) -> dict[str, float]:
+        """Numbers off the device: the one time that a step waits for it."""
+        return {name: value.item() for name, value in values.items()}
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Load what the optimizer remembers; whether a step is fused stays this run's choice.
