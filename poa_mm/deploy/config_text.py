@@ -12,7 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 PHOTO = 96  # pixels from which on images are taken for photographs, of which a margin is cut off
-GREY = dict(type='RandomGrayscale', prob=1.0, channel_weights=(0.114, 0.587, 0.299))  # as OpenCV weighs B, G and R
+GREY = dict(
+    type='mmpretrain.RandomGrayscale', prob=1.0, channel_weights=(0.114, 0.587, 0.299)
+)  # as OpenCV weighs B, G and R
 
 BESIDE = '''
 import os
@@ -44,7 +46,7 @@ model = dict(
     head=dict(type='LinearClsHead', num_classes=1000, in_channels={channels}, loss=dict(type='CrossEntropyLoss')),
 )
 {load_from}
-# How single images are prepared for the network; there is no data to test on.
+# How single images are prepared for the network, whatever library was used before; there is no data to test on.
 test_dataloader = dict(
     batch_size=1,
     num_workers=0,
@@ -53,7 +55,7 @@ test_dataloader = dict(
         pipeline=[
             dict(type='LoadImageFromFile'),
 {pipeline}
-            dict(type='PackInputs'),
+            dict(type='mmpretrain.PackInputs'),
         ],
     ),
     sampler=dict(type='DefaultSampler', shuffle=False),
@@ -84,8 +86,9 @@ model = {task}(
     )
 )
 {preprocessor} = dict({data_preprocessor})
-{optim_wrapper}"""
+{classifier}{optim_wrapper}"""
 )
+CLASSIFIER = "model['type'] = 'SubnetClassifier'\n" + LOAD_FROM
 LAYER_DECAY = 'optim_wrapper = dict(paramwise_cfg=dict(layer_decay_rate={}))\n'
 
 
@@ -192,6 +195,7 @@ def downstream_config(
         backbone=_arguments(backbone),
         preprocessor=preprocessor,
         data_preprocessor=_call(normalisation),
+        classifier=CLASSIFIER.format(file=literal(entry['file'])) if library == 'mmpretrain' else '',
         optim_wrapper='' if layer_decay_rate is None else LAYER_DECAY.format(literal(layer_decay_rate)),
     )
 
@@ -213,10 +217,10 @@ def preparation(image_size: Sequence[int], in_channels: int) -> Sequence[Mapping
     pillow = dict(backend='pillow', interpolation='bicubic')
     if rows == columns >= PHOTO:
         # An even margin: other libraries round the half of an odd one to the other side.
-        steps = [dict(type='ResizeEdge', scale=rows + 2 * round(rows / 14), edge='short', **pillow)]
-        steps.append(dict(type='CenterCrop', crop_size=rows))
+        steps = [dict(type='mmpretrain.ResizeEdge', scale=rows + 2 * round(rows / 14), edge='short', **pillow)]
+        steps.append(dict(type='mmpretrain.CenterCrop', crop_size=rows))
     else:
-        steps = [dict(type='Resize', scale=(columns, rows), **pillow)]
+        steps = [dict(type='mmpretrain.Resize', scale=(columns, rows), **pillow)]
     return [*steps, GREY] if in_channels == 1 else steps
 
 

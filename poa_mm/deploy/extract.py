@@ -18,7 +18,7 @@ from poa_mm.version import __version__
 from .config_text import downstream_config, feature_config
 from .downstream import classifier, detector, downstream_backbone, fine_tuning, segmentor
 from .manifest import add_manifest, read_manifest
-from .staged_files import StagedFiles
+from .staged_files import StagedFiles, save_to
 
 FORMATS = ('safetensors', 'pth')
 TOLERANCE = 1e-4  # largest difference from the supernet's features, which is float rounding
@@ -197,12 +197,11 @@ def compare_with_supernet(
 def _write_weights(path: Path, format: str, state: Mapping[str, Tensor], meta: dict[str, str]) -> None:
     state = {name: tensor.contiguous() for name, tensor in state.items()}
     if format == 'safetensors':
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
-        save_file(state, path, metadata={'format': 'pt', **meta})
+        path.write_bytes(save(state, metadata={'format': 'pt', **meta}))  # whose errors are the system's
     else:
-        with path.open('wb') as file:  # given a path, torch.save would write the temporary name into the file
-            torch.save({'state_dict': state, 'meta': meta}, file)
+        save_to(path, {'state_dict': state, 'meta': meta})
 
 
 def _check_libraries(libraries: Iterable[str]) -> None:
