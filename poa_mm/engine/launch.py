@@ -22,7 +22,7 @@ from poa_mm.compat import check_downstream
 from poa_mm.mistakes import UserError
 
 from .config_keys import READ_BY_A_RUN
-from .data_config import count_images, place_indices
+from .data_config import check_channels, count_images, place_indices
 from .hooks.once import check_lists
 from .late_freezing import LATE, freezes_late
 from .memory import keep_freed_memory
@@ -148,6 +148,8 @@ def prepare(cfg: Config, launcher: str, parts: Sequence[str] = ('train', 'val'))
     check_lists(cfg)
     check_data(cfg, parts)
     place_indices(cfg)
+    if 'train' in parts:
+        check_channels(cfg)
     init_distributed(launcher, cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout'))
     if 'train' in parts:
         count_images(cfg)
