@@ -24,6 +24,7 @@ from poa_mm.datasets.scenes import write_scenes
 from poa_mm.deploy.downstream import detector, linear_segmentor, resnet, segmentor, swin, vit
 from poa_mm.elastic import Subnet
 from poa_mm.engine.pretrained import load_pretrained
+from poa_mm.engine.sync_bn import unsync_bn
 from poa_mm.models import ElasticResNet, ElasticSwinTransformer, ElasticVisionTransformer
 
 ROOT = Path(__file__).parents[2]
@@ -122,6 +123,17 @@ def test_builds_what_extraction_fills(path, paper_supernets):
     assert type(wrapper).__name__ == 'OptimWrapper', 'what --amp turns into AmpOptimWrapper'
     assert 'poa_mm' in cfg.custom_imports.imports
     assert cfg.auto_scale_lr.base_batch_size == 16 == 8 * cfg.train_dataloader.batch_size
+
+
+EVERY = sorted([*(CONFIGS / 'detection').glob('*.py'), *(CONFIGS / 'segmentation').glob('*.py')])
+
+
+@pytest.mark.parametrize('path', EVERY, ids=lambda path: path.stem)
+def test_no_layer_needs_gpus_in_a_run_on_cpus(path):
+    cfg = config(path)
+    unsync_bn(cfg.model)
+    layers = {type(module).__name__ for module in build(cfg).modules()}
+    assert not {name for name in layers if 'Sync' in name}
 
 
 @pytest.mark.parametrize('path', [DETECTION[0], *SEGMENTATION[:2]], ids=lambda path: path.stem)

@@ -70,7 +70,7 @@ class ExportNetwork:
             )
         self.in_channels: int = self.config.get('in_channels', 3)
         self.image_size = to_2tuple(stock.image_size)
-        self.swapped, self.mean, self.std = _normalisation(stock.data_preprocessor, self.in_channels)
+        self.swapped, self.mean, self.std = normalisation(stock.data_preprocessor, self.in_channels)
         self.state = dict(stock.state)
         if self.swapped:
             stem = STEMS[self.kind]
@@ -134,7 +134,7 @@ class ExportNetwork:
         )
 
 
-def _normalisation(data_preprocessor: Mapping[str, Any], channels: int) -> tuple[bool, list[float], list[float]]:
+def normalisation(data_preprocessor: Mapping[str, Any], channels: int) -> tuple[bool, list[float], list[float]]:
     """Whether the channels have to be swapped to RGB, and mean and deviation of values in [0, 1]."""
     # SelfSupDataPreprocessor takes any of these for the order of channels.
     to_rgb = any(data_preprocessor.get(key) for key in ('to_rgb', 'bgr_to_rgb', 'rgb_to_bgr'))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ def write(network: ExportNetwork, folder: Path, options: ExportOptions) -> dict[
     from .to_torch import _free_sizes
 
     target = folder / f'{network.name}.onnx'
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter('ignore', FutureWarning)  # of torch's own code
         exported = torch.onnx.export(
             program(network, options),
             dynamo=True,

@@ -41,6 +41,12 @@ SUPERNETS = dict(
 
 
 @pytest.fixture(scope='session')
+def preprocessors():
+    """How images are normalised, by the order of channels."""
+    return PREPROCESSORS
+
+
+@pytest.fixture(scope='session')
 def export_network(randomise):
     """Maker of networks to export: a subnet of a family with random weights, its supernet changed by options."""
 
@@ -87,6 +93,6 @@ def pictures(tmp_path):
         folder.mkdir(parents=True)
         for index in range(6):
             colours = np.random.default_rng(10 * label + index).integers(0, 256, (3, 4, 3), dtype=np.uint8)
-            colours[..., label] //= 3
+            colours[..., 2 * label] //= 3  # little red, then little blue
             Image.fromarray(colours).resize((90, 70), Image.BICUBIC).save(folder / f'{index}.png')
     return tmp_path / 'pictures'
