@@ -37,6 +37,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar='EXPORT_ARGS',
         help='last of all: export the choice, with these arguments of tools/export_subnet.py, such as --to timm -o DIR',
     )
+    parser.add_argument('--debug', action='store_true', help='show where in the code an error comes from')
     args = parser.parse_args(argv)
     if args.then is not None and not args.then:
         parser.error('--then needs arguments of tools/export_subnet.py, such as --to timm -o DIR')
@@ -105,11 +106,9 @@ def verified(
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    try:
-        return run(args)
-    except (ValueError, OSError) as error:  # what users get wrong, in one line
-        print(f'select_subnet.py: error: {" ".join(str(error).split())}', file=sys.stderr)
-        return 2
+    from poa_mm.mistakes import run_tool
+
+    return run_tool('select_subnet.py', run, args, debug=args.debug)
 
 
 if __name__ == '__main__':
