@@ -10,6 +10,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from poa_mm.checkpoint import read_checkpoint
+from poa_mm.engine.console import ShortConsoleRunner
 from poa_mm.engine.contracts import check_contracts, check_recorded_classes
 from poa_mm.engine.data_config import use_data
 from poa_mm.engine.hooks import StrictPretrainedHook
@@ -101,7 +102,7 @@ def build(cfg: Config, args: argparse.Namespace) -> Runner:
     resumed = set_start(cfg, args.resume)
     if 'runner_type' in cfg:  # may build its model later
         return RUNNERS.build(cfg)
-    runner = Runner.from_cfg(cfg)
+    runner = ShortConsoleRunner.from_cfg(cfg)
     check_hooks(runner.hooks)
     strict = next((hook for hook in runner.hooks if isinstance(hook, StrictPretrainedHook)), StrictPretrainedHook())
     strict.check(model_of(runner))
