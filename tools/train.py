@@ -20,6 +20,7 @@ from poa_mm.engine.options import OptionError, add_config_options
 from poa_mm.engine.resume import check_resumable, set_start
 from poa_mm.engine.work_dir import WorkDir
 from poa_mm.mistakes import add_debug, run_tool
+from poa_mm.models.frozen import silence_frozen
 from poa_mm.recipes import follow
 
 AMP_WRAPPERS = {'OptimWrapper': 'AmpOptimWrapper', 'POAOptimWrapper': 'POAAmpOptimWrapper'}
@@ -113,6 +114,7 @@ def build(cfg: Config, args: argparse.Namespace) -> Runner:
     if resumed:
         checkpoint = read_checkpoint(resumed, weights=False)
         check_resumable(checkpoint, model_of(runner), resumed)
+    silence_frozen(model_of(runner))
     check_contracts(runner)
     if resumed:
         check_recorded_classes(checkpoint['meta'], runner.train_dataloader.dataset, resumed, 'train_dataloader.dataset')
