@@ -16,13 +16,13 @@ GREY = dict(
     type='mmpretrain.RandomGrayscale', prob=1.0, channel_weights=(0.114, 0.587, 0.299)
 )  # as OpenCV weighs B, G and R
 
+# Without an import: mmengine may take a config that has one for a config in pure Python, which cannot do this.
 BESIDE = '''
-import os
-
 
 def beside(name):
     """Path of a file in the folder of this config, which is where its code is from."""
-    return os.path.join(os.path.dirname(beside.__code__.co_filename), name)
+    path = __import__('os').path
+    return path.join(path.dirname(beside.__code__.co_filename), name)
 
 '''
 
@@ -76,7 +76,8 @@ DOWNSTREAM_CONFIG = (
 
 _base_ = f'{{__import__("poa_mm").__path__[0]}}/../configs/{base}'
 '''
-    + BESIDE.replace('\nimport os\n', '\nimport os\n\n{task_import}\n', 1)
+    + '\n{task_import}\n'
+    + BESIDE
     + """
 model = {task}(
     dict(
@@ -85,7 +86,7 @@ model = {task}(
     )
 )
 {preprocessor} = dict({data_preprocessor})
-{classifier}{optim_wrapper}{data}"""
+{classifier}{optim_wrapper}{data}{hint}"""
 )
 BANDS = """
 # Images with bands in folders by their class; the colour augmentations of the base do not apply to them.
@@ -104,6 +105,18 @@ test_dataloader = val_dataloader
 val_evaluator = test_evaluator = dict(type='Accuracy', topk=(1,))
 """
 CLASSIFIER = "model['type'] = 'SubnetClassifier'\n" + LOAD_FROM
+# What a backbone cannot say by itself.
+HINTS = {
+    'VisionTransformer': (
+        "# Less memory, more time: custom_hooks = [*_base_.custom_hooks, dict(type='ActivationCheckpointHook')]\n"
+    ),
+    'SwinTransformer': (
+        '# With frozen_stages, several processes need find_unused_parameters = True, which tools/train.py sets: this\n'
+        '# Swin freezes itself in its first training step only. with_cp=True: less memory, more time.\n'
+    ),
+    'ResNet': '# with_cp=True in the backbone: less memory, more time.\n',
+    'BottleneckResNet': '# with_cp=True in the backbone: less memory, more time.\n',
+}
 LAYER_DECAY = 'optim_wrapper = dict(paramwise_cfg=dict(layer_decay_rate={}))\n'
 
 
@@ -215,6 +228,7 @@ def downstream_config(
         preprocessor=preprocessor,
         data_preprocessor=_call(normalisation),
         classifier=CLASSIFIER.format(file=literal(entry['file'])) if library == 'mmpretrain' else '',
+        hint=HINTS.get(str(backbone['type']).rpartition('.')[2], ''),
         optim_wrapper='' if layer_decay_rate is None else LAYER_DECAY.format(literal(layer_decay_rate)),
         data=data,
     )
