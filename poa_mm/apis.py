@@ -198,12 +198,17 @@ def pretrain(
     """
     from mmengine.runner import find_latest_checkpoint
 
+    from poa_mm.engine.launch import prepare
     from poa_mm.engine.own_images import own_config
     from poa_mm.engine.start import build_runner
+    from poa_mm.engine.work_dir import WorkDir
 
     sizes = dict(image_size=image_size, patch_size=patch_size, widths=widths, depths=depths)
-    runner = build_runner(own_config(config, data, work_dir, **sizes, options=options, **recipe), resume=resume)
-    runner.train()
+    cfg = own_config(config, data, work_dir, **sizes, options=options, **recipe)
+    prepare(cfg, 'none')
+    with WorkDir(cfg.work_dir):
+        runner = build_runner(cfg, resume)
+        runner.train()
     return Path(find_latest_checkpoint(runner.work_dir))
 
 

@@ -12,23 +12,20 @@ from .contracts import check_contracts, check_recorded_classes
 from .hooks import StrictPretrainedHook
 from .hooks.model import model_of
 from .hooks.once import check_hooks
-from .launch import prepare
 from .resume import check_resumable, set_start
 
 
-def build_runner(cfg: Config, launcher: str = 'none', resume: str | None = None) -> Runner:
+def build_runner(cfg: Config, resume: str | None = None) -> Runner:
     """The runner of a training config, ours or a downstream library's.
 
     Args:
-        cfg: The config, with a ``work_dir``; changed in place.
-        launcher: As for :func:`~poa_mm.engine.launch.prepare`. Default: ``'none'``.
+        cfg: The config, with a ``work_dir``, after :func:`~poa_mm.engine.launch.prepare`; changed in place.
         resume: Checkpoint to go on from, or ``'auto'`` for the latest in the work dir. Default: None.
 
     Raises:
         ValueError: If the config, its data or its checkpoints do not fit each other.
         OSError: If data or a checkpoint is missing.
     """
-    prepare(cfg, launcher)
     resumed = set_start(cfg, resume)
     if 'runner_type' in cfg:  # may build its model later
         return RUNNERS.build(cfg)
