@@ -44,6 +44,11 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help="scale the learning rate by the batch size over the config's auto_scale_lr.base_batch_size",
     )
+    parser.add_argument(
+        '--scale-to-gpus',
+        action='store_true',
+        help='let the recipe follow the number of processes: learning rate by its square-root rule, lengths in images',
+    )
     parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='how processes were started')
     add_config_options(parser)
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
@@ -83,7 +88,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> None:
 def train(args: argparse.Namespace) -> None:
     cfg = read_config(args.config, args.cfg_options, args.work_dir)
     merge_args(cfg, args)
-    prepare(cfg, args.launcher)
+    prepare(cfg, args.launcher, scale_to_gpus=args.scale_to_gpus)
     with WorkDir(cfg.work_dir):
         build_runner(cfg, args.resume).train()
     leave_distributed()

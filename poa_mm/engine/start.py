@@ -7,6 +7,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from poa_mm.checkpoint import read_checkpoint
+from poa_mm.models.frozen import silence_frozen
 
 from .contracts import check_contracts, check_recorded_classes
 from .hooks import StrictPretrainedHook
@@ -36,6 +37,7 @@ def build_runner(cfg: Config, resume: str | None = None) -> Runner:
     if resumed:
         checkpoint = read_checkpoint(resumed, weights=False)
         check_resumable(checkpoint, model_of(runner), resumed)
+    silence_frozen(model_of(runner))
     check_contracts(runner)
     if resumed:
         check_recorded_classes(checkpoint['meta'], runner.train_dataloader.dataset, resumed, 'train_dataloader.dataset')
