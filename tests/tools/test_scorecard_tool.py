@@ -30,7 +30,7 @@ def checkpoint(tmp_path_factory):
 def test_arguments_reach_the_scorecard(checkpoint, tmp_path, capsys, monkeypatch):
     from poa_mm.evaluation.scorecard_files import read_scorecard
 
-    monkeypatch.setattr('poa_mm.evaluation.measurement.time_visit', lambda run: [0.002, 0.004])
+    monkeypatch.setattr('poa_mm.evaluation.measurement.time_visit', lambda run, clock: [0.002, 0.004])
     monkeypatch.setattr('poa_mm.evaluation.runtimes.TorchRuntime.peak_memory', lambda *args: 1000)
     options = ['--batch', '1', '3', '--protocol', 'linear', '--rounds', '1', '--threads', '2', '--measure-all']
     options += ['--cfg-options', 'knn.query.dataset.split=train']
