@@ -10,7 +10,8 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / 'poa_mm').rglob('*.py'))
 # From the bottom to the top; rooms of one floor do not know each other.
 FLOORS = (
-    ('version', 'compat', 'elastic', 'main_process', 'recipes'),
+    ('version', 'compat', 'elastic', 'mistakes', 'recipes'),
+    ('main_process',),
     ('checkpoint',),
     ('models', 'datasets'),
     ('engine',),

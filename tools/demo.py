@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 from statistics import median
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner, find_latest_checkpoint, set_random_seed
 from rich.console import Console
@@ -24,10 +25,14 @@ from poa_mm.checkpoint import load_teacher
 from poa_mm.deploy.export import possible_formats
 from poa_mm.deploy.extract import extract_subnets
 from poa_mm.elastic import Subnet, SubnetSpace
+from poa_mm.engine.launch import read_config
+from poa_mm.engine.options import add_config_options
+from poa_mm.engine.work_dir import WorkDir
 from poa_mm.evaluation import evaluate_knn, save_report
 from poa_mm.evaluation.measurement import MeasureSettings
 from poa_mm.evaluation.scorecard import make_scorecard
 from poa_mm.evaluation.selection import choose
+from poa_mm.mistakes import add_debug, run_tool
 
 CONFIG = Path(__file__).parents[1] / 'configs' / 'poa' / 'vitt_digits.py'
 
@@ -42,7 +47,8 @@ def parse_args() -> argparse.Namespace:
         help='config that pre-trains on digits (default: configs/poa/vitt_digits.py)',
     )
     parser.add_argument('--work-dir', type=Path, help='default: work_dirs/demo/NAME_OF_THE_CONFIG')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override the config: key=value ...')
+    add_config_options(parser)
+    add_debug(parser)
     return parser.parse_args()
 
 
@@ -132,14 +138,17 @@ def print_report(report: dict, work_dir: Path) -> None:
     print(f'{report["seconds"]:.0f} s; see {work_dir}/report.json, {work_dir}/knn.png and {work_dir}/subnets')
 
 
+def demo(args: argparse.Namespace) -> None:
+    cfg = read_config(args.config, args.cfg_options)
+    work_dir = args.work_dir or Path('work_dirs', 'demo', args.config.stem)
+    with WorkDir(work_dir):
+        print_report(run_demo(cfg, work_dir), work_dir)
+
+
 def main() -> None:
     args = parse_args()
-    cfg = Config.fromfile(args.config)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
-    work_dir = args.work_dir or Path('work_dirs', 'demo', args.config.stem)
-    work_dir.mkdir(parents=True, exist_ok=True)
-    print_report(run_demo(cfg, work_dir), work_dir)
+    if code := run_tool('demo', demo, args, debug=args.debug):
+        sys.exit(code)
 
 
 if __name__ == '__main__':

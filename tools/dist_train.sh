@@ -47,5 +47,5 @@ fi
 
 tools=$(cd "$(dirname "$0")" && pwd)
 export PYTHONPATH="$(dirname "$tools")${PYTHONPATH:+:$PYTHONPATH}"
-exec "$python" -m torch.distributed.run "${rendezvous[@]}" --nproc_per_node="$here" \
+exec "$python" "$tools/torchrun.py" "${rendezvous[@]}" --nproc_per_node="$here" \
   "$tools/train.py" "$config" --launcher pytorch "$@"

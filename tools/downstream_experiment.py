@@ -28,6 +28,9 @@ from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
 
+from poa_mm.engine.work_dir import WorkDir
+from poa_mm.mistakes import UserError, add_debug, run_tool
+
 ROOT = Path(__file__).parents[1]
 STARTS = ('poa', 'scratch')
 
@@ -91,6 +94,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1], help='default: 0 1')
     parser.add_argument('--jobs', type=int, default=1, help='fine-tunings at the same time (default: 1)')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/downstream'), help='default: %(default)s')
+    add_debug(parser)
     return parser.parse_args()
 
 
@@ -105,8 +109,8 @@ def call(args: argparse.Namespace, name: str, tool: str, *options: str | Path) -
         command = [sys.executable, ROOT / 'tools' / tool, *options]
         code = subprocess.call(command, stdout=file, stderr=subprocess.STDOUT, env=env)
     if code:
-        tail = '\n'.join(log.read_text().splitlines()[-10:])
-        raise RuntimeError(f'{tool} failed; {log} ends with\n{tail}')
+        last = next((line for line in reversed(log.read_text().splitlines()) if line.strip()), 'nothing')
+        raise UserError(f'{tool} failed; {log} ends with: {last}')
 
 
 def prepare(args: argparse.Namespace, task: Task, console: Console) -> None:
@@ -202,7 +206,7 @@ def experiment(args: argparse.Namespace) -> None:
     prepare(args, task, console)
     runs = [Run(subnet, start, seed) for seed in args.seeds for subnet in task.subnets for start in STARTS]
     results: dict[Run, list[dict[str, float]]] = {}
-    with ThreadPoolExecutor(args.jobs) as pool:
+    with WorkDir(args.work_dir / args.task), ThreadPoolExecutor(args.jobs) as pool:
         for run, scores in zip(runs, pool.map(lambda run: fine_tune(task, run, args), runs)):
             results[run] = scores
             console.print(f'{len(results)} of {len(runs)}: {run} {scores[-1]}')
@@ -212,12 +216,8 @@ def experiment(args: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    try:
-        experiment(parse_args())
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f'downstream_experiment.py: error: {error}', file=sys.stderr)
-        return 2
-    return 0
+    args = parse_args()
+    return run_tool('downstream_experiment', experiment, args, debug=args.debug)
 
 
 if __name__ == '__main__':

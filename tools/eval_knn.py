@@ -6,13 +6,16 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
 from mmengine.registry import init_default_scope
 
-from poa_mm.engine.launch import init_distributed, leave_distributed
+from poa_mm.engine.launch import init_distributed, leave_distributed, read_config
+from poa_mm.engine.options import add_config_options
 from poa_mm.evaluation import evaluate_knn, load_backbone, print_table, save_report
+from poa_mm.mistakes import add_debug, run_tool
+
+READS = ('model', 'knn', 'data_preprocessor', 'default_scope', 'work_dir', 'custom_imports')
 
 
 def parse_args() -> argparse.Namespace:
@@ -30,15 +33,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--launcher', choices=('none', 'pytorch', 'slurm'), default='none', help='how processes were started'
     )
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override the config, key=value')
+    add_config_options(parser)
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
+    add_debug(parser)
     return parser.parse_args()
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    cfg = Config.fromfile(args.config)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+    cfg = read_config(args.config, args.cfg_options, reads=READS)
     backbone_cfg = (cfg.get('model') or {}).get('backbone')
     if backbone_cfg is None:
         raise ValueError(f"{args.config} has no 'model.backbone'")
@@ -48,19 +50,16 @@ def evaluate(args: argparse.Namespace) -> None:
     backbone = load_backbone(backbone_cfg, args.checkpoint)
     results = evaluate_knn(cfg, backbone.to(get_device()), None if 'all' in args.subnets else args.subnets)
     if is_main_process():
-        work_dir = cfg.get('work_dir') or Path('work_dirs', Path(args.config).stem)
-        paths = save_report(results, args.out or Path(work_dir, 'knn'))
+        paths = save_report(results, args.out or Path(cfg.work_dir, 'knn'))
         print_table(results)
         print('wrote', *paths)
     leave_distributed()
 
 
 def main() -> None:
-    try:
-        evaluate(parse_args())
-    except (ValueError, OSError) as error:  # what users get wrong, in one line
-        print(f'eval_knn: {" ".join(str(error).split())}', file=sys.stderr)
-        sys.exit(2)
+    args = parse_args()
+    if code := run_tool('eval_knn', evaluate, args, debug=args.debug):
+        sys.exit(code)
 
 
 if __name__ == '__main__':

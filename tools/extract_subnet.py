@@ -31,6 +31,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='write a config, too, that fine-tunes in this library; may be repeated',
     )
     parser.add_argument('--no-verify', action='store_true', help='do not compare with the supernet')
+    parser.add_argument('--debug', action='store_true', help='show where in the code an error comes from')
     args = parser.parse_args(argv)
     if not args.list and not args.out_dir:
         parser.error('-o DIR is needed')
@@ -87,12 +88,9 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    try:
-        run(args)
-    except (ValueError, OSError) as error:
-        print(f'extract_subnet.py: error: {error}', file=sys.stderr)
-        return 2
-    return 0
+    from poa_mm.mistakes import run_tool
+
+    return run_tool('extract_subnet', run, args, debug=args.debug)
 
 
 if __name__ == '__main__':

@@ -18,18 +18,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='branch that subnets will be cut from; of a file that does not name branches, the one that it holds '
         '(default: teacher)',
     )
+    parser.add_argument('--debug', action='store_true', help='show where in the code an error comes from')
     return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(argv)
+def run(args: argparse.Namespace) -> None:
     from poa_mm.deploy.public_checkpoint import import_public_checkpoint
 
-    try:
-        report = import_public_checkpoint(args.config, args.checkpoint, args.out, args.branch)
-    except (ValueError, OSError) as error:
-        print(f'import_public_checkpoint.py: error: {error}', file=sys.stderr)
-        return 2
+    report = import_public_checkpoint(args.config, args.checkpoint, args.out, args.branch)
     if report.ignored:
         print(f'ignored: {", ".join(report.ignored)}')
     if not report.named:
@@ -42,7 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif report.student_copied:
         print('there is no student in it: the student is a copy of the teacher')
     print(f'wrote {args.out}')
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    from poa_mm.mistakes import run_tool
+
+    return run_tool('import_public_checkpoint', run, args, debug=args.debug)
 
 
 if __name__ == '__main__':

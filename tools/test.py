@@ -9,14 +9,17 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.runner import Runner
 
 from poa_mm.checkpoint import read_checkpoint
+from poa_mm.engine.config_keys import READ_BY_A_RUN
 from poa_mm.engine.contracts import check_recorded_classes
 from poa_mm.engine.hooks.model import model_of
 from poa_mm.engine.launch import LAUNCHERS, leave_distributed, prepare, read_config
+from poa_mm.engine.options import add_config_options
 from poa_mm.engine.pretrained import load_weights
+from poa_mm.mistakes import add_debug, run_tool
 
 # By library: its visualizer, its hook, the hook's options that draw every image, and the one that says where to.
 # mmseg's hook has none of the last and writes where the visualizer does.
@@ -25,6 +28,8 @@ DRAWING = {
     'mmseg': ('SegLocalVisualizer', 'SegVisualizationHook', {'draw': True, 'interval': 1}, None),
     'mmpretrain': ('UniversalVisualizer', 'VisualizationHook', {'enable': True, 'interval': 1}, 'out_dir'),
 }
+
+READS = READ_BY_A_RUN - {'load_from', 'resume'}  # the checkpoint is an argument
 
 
 def parse_args() -> argparse.Namespace:
@@ -35,8 +40,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--show-dir', metavar='DIR', help='draw the predictions on the images, into this folder')
     parser.add_argument('--out', metavar='FILE.pkl', help='keep the predictions in this file')
     parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='how processes were started')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override the config: key=value ...')
+    add_config_options(parser)
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
+    add_debug(parser)
     return parser.parse_args()
 
 
@@ -74,7 +80,7 @@ def keep_predictions(cfg: Config, path: str) -> None:
 
 def build(args: argparse.Namespace) -> Runner:
     """The runner with the checkpoint's weights, before anything is scored."""
-    cfg = read_config(args.config, args.cfg_options, args.work_dir)
+    cfg = read_config(args.config, args.cfg_options, args.work_dir, READS)
     for name in ('test_dataloader', 'test_evaluator', 'test_cfg'):
         if cfg.get(name) is None:
             raise ValueError(f"{args.config} has no '{name}'")
@@ -91,15 +97,15 @@ def build(args: argparse.Namespace) -> Runner:
     return runner
 
 
+def test(args: argparse.Namespace) -> None:
+    build(args).test()
+    leave_distributed()
+
+
 def main() -> None:
     args = parse_args()
-    try:
-        runner = build(args)
-    except (ValueError, OSError) as error:  # what users get wrong, in one line
-        print(f'test: {" ".join(str(error).split())}', file=sys.stderr)
-        sys.exit(2)
-    runner.test()
-    leave_distributed()
+    if code := run_tool('test', test, args, debug=args.debug):
+        sys.exit(code)
 
 
 if __name__ == '__main__':

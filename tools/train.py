@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
@@ -16,7 +16,10 @@ from poa_mm.engine.hooks import StrictPretrainedHook
 from poa_mm.engine.hooks.model import model_of
 from poa_mm.engine.hooks.once import check_hooks
 from poa_mm.engine.launch import LAUNCHERS, leave_distributed, prepare, read_config
+from poa_mm.engine.options import OptionError, add_config_options
 from poa_mm.engine.resume import check_resumable, set_start
+from poa_mm.engine.work_dir import WorkDir
+from poa_mm.mistakes import add_debug, run_tool
 from poa_mm.recipes import follow
 
 AMP_WRAPPERS = {'OptimWrapper': 'AmpOptimWrapper', 'POAOptimWrapper': 'POAAmpOptimWrapper'}
@@ -49,8 +52,9 @@ def parse_args() -> argparse.Namespace:
         help="scale the learning rate by the batch size over the config's auto_scale_lr.base_batch_size",
     )
     parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='how processes were started')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override the config: key=value ...')
+    add_config_options(parser)
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
+    add_debug(parser)
     return parser.parse_args()
 
 
@@ -78,13 +82,22 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> None:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise ValueError("--auto-scale-lr needs a config with 'auto_scale_lr.base_batch_size'")
         cfg.auto_scale_lr.enable = True
+    other = (args.cfg_options or {}).get('load_from')
+    if other is not None and args.resume not in (None, 'auto', other):
+        raise OptionError(f'--resume {args.resume} and load_from={other}: a run starts from one checkpoint')
 
 
-def build(args: argparse.Namespace) -> Runner:
-    """The runner, after everything has been checked that can be before the first step."""
+def train(args: argparse.Namespace) -> None:
     cfg = read_config(args.config, args.cfg_options, args.work_dir)
     merge_args(cfg, args)
     prepare(cfg, args.launcher)
+    with WorkDir(cfg.work_dir):
+        build(cfg, args).train()
+    leave_distributed()
+
+
+def build(cfg: Config, args: argparse.Namespace) -> Runner:
+    """The runner, after everything has been checked that can be before the first step."""
     resumed = set_start(cfg, args.resume)
     if 'runner_type' in cfg:  # may build its model later
         return RUNNERS.build(cfg)
@@ -103,13 +116,8 @@ def build(args: argparse.Namespace) -> Runner:
 
 def main() -> None:
     args = parse_args()
-    try:
-        runner = build(args)
-    except (ValueError, OSError) as error:  # what users get wrong, in one line
-        print(f'train: {" ".join(str(error).split())}', file=sys.stderr)
-        sys.exit(2)
-    runner.train()
-    leave_distributed()
+    if code := run_tool('train', train, args, debug=args.debug):
+        sys.exit(code)
 
 
 if __name__ == '__main__':

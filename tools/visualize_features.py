@@ -24,6 +24,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--image-size', type=int, metavar='PIXELS', help='a multiple of the patch (default: that of the pre-training)'
     )
     parser.add_argument('-o', '--out', default='features.png', metavar='PNG', help='(default: %(default)s)')
+    parser.add_argument('--debug', action='store_true', help='show where in the code an error comes from')
     return parser.parse_args(argv)
 
 
@@ -36,12 +37,9 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    try:
-        run(args)
-    except (ValueError, OSError) as error:  # what users get wrong, in one line
-        print(f'visualize_features: {" ".join(str(error).split())}', file=sys.stderr)
-        return 2
-    return 0
+    from poa_mm.mistakes import run_tool
+
+    return run_tool('visualize_features', run, args, debug=args.debug)
 
 
 if __name__ == '__main__':

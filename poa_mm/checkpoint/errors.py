@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from poa_mm.mistakes import UserError
 
-class CheckpointError(ValueError):
+
+class CheckpointError(UserError, ValueError):
     """A file is not the checkpoint that it should be; says what was found and what was expected."""
 
 

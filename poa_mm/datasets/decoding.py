@@ -18,6 +18,8 @@ import mmcv
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
+from poa_mm.mistakes import UserError
+
 from .levels import to_8_bits
 
 # Others that Pillow knows are no pictures (MPEG, HDF5 ..), or run a program to be read (EPS). TGA has no mark by
@@ -36,7 +38,7 @@ _SPACE = rb'(?:\s|#[^\r\n]*[\r\n])+'
 PPM_MAXIMUM = re.compile(rb'P[2356]' + 3 * (_SPACE + rb'(\d+)'))  # width, height, largest level
 
 
-class BadImageError(ValueError):
+class BadImageError(UserError, ValueError):
     """An image file that cannot be used.
 
     Args:

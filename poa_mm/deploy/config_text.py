@@ -12,7 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 PHOTO = 96  # pixels from which on images are taken for photographs, of which a margin is cut off
-GREY = dict(type='RandomGrayscale', prob=1.0, channel_weights=(0.114, 0.587, 0.299))  # as OpenCV weighs B, G and R
+GREY = dict(
+    type='mmpretrain.RandomGrayscale', prob=1.0, channel_weights=(0.114, 0.587, 0.299)
+)  # as OpenCV weighs B, G and R
 
 BESIDE = '''
 import os
@@ -44,16 +46,15 @@ model = dict(
     head=dict(type='LinearClsHead', num_classes=1000, in_channels={channels}, loss=dict(type='CrossEntropyLoss')),
 )
 {load_from}
-# How single images are prepared for the network; there is no data to test on.
+# How single images are prepared for the network, whatever library was used before; there is no data to test on.
 test_dataloader = dict(
     batch_size=1,
     num_workers=0,
     dataset=dict(
         type='CustomDataset',
         pipeline=[
-            dict(type='LoadImageFromFile'),
 {pipeline}
-            dict(type='PackInputs'),
+            dict(type='mmpretrain.PackInputs'),
         ],
     ),
     sampler=dict(type='DefaultSampler', shuffle=False),
@@ -84,8 +85,25 @@ model = {task}(
     )
 )
 {preprocessor} = dict({data_preprocessor})
-{optim_wrapper}"""
+{classifier}{optim_wrapper}{data}"""
 )
+BANDS = """
+# Images with bands in folders by their class; the colour augmentations of the base do not apply to them.
+train_pipeline = [
+{train}
+    dict(type='PackInputs'),
+]
+test_pipeline = [
+{test}
+    dict(type='PackInputs'),
+]
+data = dict(_delete_=True, type='ImageFolder', extensions=('.tif', '.tiff', '.png', {suffix}))
+train_dataloader = dict(dataset=dict(**data, data_prefix='data/train', pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(**data, data_prefix='data/val', class_root='data/train', pipeline=test_pipeline))
+test_dataloader = val_dataloader
+val_evaluator = test_evaluator = dict(type='Accuracy', topk=(1,))
+"""
+CLASSIFIER = "model['type'] = 'SubnetClassifier'\n" + LOAD_FROM
 LAYER_DECAY = 'optim_wrapper = dict(paramwise_cfg=dict(layer_decay_rate={}))\n'
 
 
@@ -139,12 +157,14 @@ def feature_config(
         backbone: Config of the network.
         neck: Config of what makes class features of its output, if it does not give them itself.
         channels: Of the class features.
-        normalisation: ``mean``, ``std`` and ``to_rgb``.
+        normalisation: ``mean``, ``std`` and ``to_rgb``; ``value_range`` of images that :class:`LoadBands` loads.
         own_class: Whether the network is none of mmpretrain's own.
     """
-    needs_poa_mm = own_class or entry['format'] == 'safetensors'
     file = literal(entry['file'])
-    steps = preparation(entry['image_size'], backbone.get('in_channels', 3))
+    normalisation = dict(normalisation)
+    steps = single_image(entry['image_size'], backbone.get('in_channels', 3), normalisation.pop('value_range', None))
+    bands = steps[0]['type'] == 'LoadBands'
+    needs_poa_mm = own_class or bands or entry['format'] == 'safetensors'
     return CONFIG.format(
         **_origin(entry),
         file=file,
@@ -168,6 +188,7 @@ def downstream_config(
     preprocessor: str,
     normalisation: Mapping[str, Any],
     layer_decay_rate: float | None,
+    data: str = '',
 ) -> str:
     """The config beside the weights that trains the subnet in a library.
 
@@ -180,6 +201,7 @@ def downstream_config(
         preprocessor: Where in the config the normalisation goes, as Python.
         normalisation: ``mean``, ``std`` and the order of channels, as the library calls it.
         layer_decay_rate: In place of the one of ``base``. None leaves that.
+        data: Entries of data in place of those of ``base``. Default: none.
     """
     return DOWNSTREAM_CONFIG.format(
         **_origin(entry),
@@ -192,7 +214,9 @@ def downstream_config(
         backbone=_arguments(backbone),
         preprocessor=preprocessor,
         data_preprocessor=_call(normalisation),
+        classifier=CLASSIFIER.format(file=literal(entry['file'])) if library == 'mmpretrain' else '',
         optim_wrapper='' if layer_decay_rate is None else LAYER_DECAY.format(literal(layer_decay_rate)),
+        data=data,
     )
 
 
@@ -200,7 +224,22 @@ def _origin(entry: Mapping[str, Any]) -> dict[str, str]:
     return {key: readable(str(entry[key])) for key in ('subnet', 'source', 'source_sha256', 'poa_mm')}
 
 
-def preparation(image_size: Sequence[int], in_channels: int) -> Sequence[Mapping[str, Any]]:
+def single_image(image_size: Sequence[int], in_channels: int, value_range: Any = None) -> list[Mapping[str, Any]]:
+    """Transforms that load an image and bring it to the size of the pre-training.
+
+    Args:
+        image_size: Height and width of the pre-training in pixels.
+        in_channels: Channels that the network takes.
+        value_range: Of :class:`~poa_mm.datasets.LoadBands`, if that loaded the images. Default: they are files of 8
+            bits, grey or colour; of any other number of channels, bands of 8 bits.
+    """
+    if value_range is None and in_channels in (1, 3):
+        return [dict(type='LoadImageFromFile'), *preparation(image_size, in_channels)]
+    load = dict(type='LoadBands', in_channels=in_channels, value_range=value_range or (0, 255))
+    return [load, *preparation(image_size, 3, backend='cv2')]
+
+
+def preparation(image_size: Sequence[int], in_channels: int, backend: str = 'pillow') -> list[Mapping[str, Any]]:
     """Transforms that bring an image to the size of the pre-training.
 
     Of photographs, the middle at 7/8 of the short edge, as is customary (224 of 256); small pictures as a whole.
@@ -208,16 +247,32 @@ def preparation(image_size: Sequence[int], in_channels: int) -> Sequence[Mapping
     Args:
         image_size: Height and width of the pre-training in pixels.
         in_channels: Channels that the network takes.
+        backend: What resizes: ``'cv2'`` takes any number of channels, but does not antialias. Default: 'pillow'.
     """
     rows, columns = image_size
-    pillow = dict(backend='pillow', interpolation='bicubic')
+    how = dict(backend=backend, interpolation='bicubic')
     if rows == columns >= PHOTO:
         # An even margin: other libraries round the half of an odd one to the other side.
-        steps = [dict(type='ResizeEdge', scale=rows + 2 * round(rows / 14), edge='short', **pillow)]
-        steps.append(dict(type='CenterCrop', crop_size=rows))
+        steps = [dict(type='mmpretrain.ResizeEdge', scale=rows + 2 * round(rows / 14), edge='short', **how)]
+        steps.append(dict(type='mmpretrain.CenterCrop', crop_size=rows))
     else:
-        steps = [dict(type='Resize', scale=(columns, rows), **pillow)]
+        steps = [dict(type='mmpretrain.Resize', scale=(columns, rows), **how)]
     return [*steps, GREY] if in_channels == 1 else steps
+
+
+def bands_of_folders(image_size: Sequence[int], in_channels: int, value_range: Any = None) -> str:
+    """Entries of a config that classify images with bands in folders, in place of the colour images of a base."""
+    steps = single_image(image_size, in_channels, value_range)
+    train = [
+        steps[0],
+        dict(type='FastRandomResizedCrop', scale=tuple(image_size)),
+        dict(type='FastRandomFlip', prob=0.5),
+    ]
+    return BANDS.format(train=_lines(train), test=_lines(steps), suffix=literal('.npy'))
+
+
+def _lines(steps: Sequence[Mapping[str, Any]]) -> str:
+    return '\n'.join(f'    dict({_call(step)}),' for step in steps)
 
 
 def _call(config: Mapping[str, Any]) -> str:

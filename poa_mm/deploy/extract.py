@@ -15,10 +15,10 @@ from poa_mm.checkpoint import CheckpointError, file_sha256, load_teacher, metada
 from poa_mm.elastic import Subnet
 from poa_mm.version import __version__
 
-from .config_text import downstream_config, feature_config
+from .config_text import bands_of_folders, downstream_config, feature_config
 from .downstream import classifier, detector, downstream_backbone, fine_tuning, segmentor
 from .manifest import add_manifest, read_manifest
-from .staged_files import StagedFiles
+from .staged_files import StagedFiles, save_to
 
 FORMATS = ('safetensors', 'pth')
 TOLERANCE = 1e-4  # largest difference from the supernet's features, which is float rounding
@@ -127,9 +127,9 @@ def extract_subnets(
     libraries = list(dict.fromkeys(libraries))
     _check_libraries(libraries)
     backbone, description = load_teacher(checkpoint)
-    if libraries and backbone.in_channels != 3:
+    if backbone.in_channels != 3 and (colour := [name for name in libraries if name != 'mmpretrain']):
         raise ValueError(
-            f'configs for {", ".join(libraries)} read colour images of 3 channels, '
+            f'configs for {", ".join(colour)} read colour images of 3 channels, '
             f'but {checkpoint} is of a supernet for {backbone.in_channels}'
         )
     space = backbone.space
@@ -197,12 +197,11 @@ def compare_with_supernet(
 def _write_weights(path: Path, format: str, state: Mapping[str, Tensor], meta: dict[str, str]) -> None:
     state = {name: tensor.contiguous() for name, tensor in state.items()}
     if format == 'safetensors':
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
-        save_file(state, path, metadata={'format': 'pt', **meta})
+        path.write_bytes(save(state, metadata={'format': 'pt', **meta}))  # whose errors are the system's
     else:
-        with path.open('wb') as file:  # given a path, torch.save would write the temporary name into the file
-            torch.save({'state_dict': state, 'meta': meta}, file)
+        save_to(path, {'state_dict': state, 'meta': meta})
 
 
 def _check_libraries(libraries: Iterable[str]) -> None:
@@ -217,11 +216,12 @@ def _check_libraries(libraries: Iterable[str]) -> None:
 
 
 def _normalisation(description: Mapping[str, Any]) -> dict[str, Any]:
-    """``mean``, ``std`` and ``to_rgb`` as ImageClassifier's preprocessor takes them."""
+    """``mean``, ``std`` and ``to_rgb`` as ImageClassifier's preprocessor takes them; ``value_range`` of bands."""
     data_preprocessor = description.get('data_preprocessor') or {}
     # SelfSupDataPreprocessor takes any of these for the order of channels.
     to_rgb = any(data_preprocessor.get(key) for key in ('to_rgb', 'bgr_to_rgb', 'rgb_to_bgr'))
-    return dict(mean=data_preprocessor.get('mean'), std=data_preprocessor.get('std'), to_rgb=to_rgb)
+    bands = {key: data_preprocessor[key] for key in ('value_range',) if data_preprocessor.get(key) is not None}
+    return dict(mean=data_preprocessor.get('mean'), std=data_preprocessor.get('std'), to_rgb=to_rgb, **bands)
 
 
 def _config_texts(
@@ -261,6 +261,9 @@ def _downstream_text(
     backbone['drop_path_rate'] = drop_path_rate
     task(backbone)  # would fail in the config otherwise
     normalisation = {to_rgb if key == 'to_rgb' else key: value for key, value in normalisation.items()}
+    value_range, channels, data = normalisation.pop('value_range', None), backbone.get('in_channels', 3), ''
+    if library == 'mmpretrain' and (value_range is not None or channels != 3):
+        data = bands_of_folders(entry['image_size'], channels, value_range)
     return downstream_config(
-        entry, library, base, task.__name__, backbone, preprocessor, normalisation, layer_decay_rate
+        entry, library, base, task.__name__, backbone, preprocessor, normalisation, layer_decay_rate, data
     )

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import mmengine
-import torch
 from mmengine.config import Config
 from mmpretrain.registry import MODELS
 from torch import Tensor
@@ -27,7 +26,7 @@ from poa_mm.checkpoint import (
 from poa_mm.models import POA
 from poa_mm.version import __version__
 
-from .staged_files import StagedFiles
+from .staged_files import StagedFiles, save_to
 
 # Patterns of names in the public code, and what they become here.
 # With block_chunks the public code nests the blocks, as blocks.CHUNK.N; N counts through all chunks.
@@ -274,7 +273,7 @@ def import_public_checkpoint(
     checkpoint = {'meta': meta, 'state_dict': dict(state), 'message_hub': {}, SUPERNET_KEY: entry}
     out = Path(out)
     with StagedFiles(out.parent) as files:
-        files.add(out.name, lambda temporary: _save(checkpoint, temporary))
+        files.add(out.name, lambda temporary: save_to(temporary, checkpoint))
     return ImportReport(ignored, branches.student is None, chosen, branches.named or branch is not None)
 
 
@@ -286,8 +285,3 @@ def _build(model_config: dict[str, Any]) -> POA:
     if not isinstance(model, POA):
         raise CheckpointError(f'expected a config whose model is POA, found {type(model).__name__}')
     return model
-
-
-def _save(checkpoint: dict[str, Any], path: Path) -> None:
-    with path.open('wb') as file:  # given a path, torch.save would write the temporary name into the file
-        torch.save(checkpoint, file)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Any
+
+import torch
 
 
 class StagedFiles:
@@ -41,6 +45,7 @@ class StagedFiles:
 
         Raises:
             ValueError: If ``name`` is something else, so that nothing gets out of the folder.
+            OSError: If it cannot be written; names it.
         """
         parts = name.split('/')
         if len(parts) > 2 or any(Path(part).name != part or part in ('', '.', '..') for part in parts):
@@ -51,7 +56,10 @@ class StagedFiles:
         self._staged[self.folder / name] = temporary
         temporary.touch()
         mode = temporary.stat().st_mode
-        write(temporary)
+        try:
+            write(temporary)
+        except OSError as error:  # a full disk has no name of a file, or the temporary one
+            raise OSError(error.errno, error.strerror or str(error), str(self.folder / name)) from error
         temporary.chmod(mode)  # safetensors makes files that only their owner may read
         with temporary.open('rb+') as file:
             os.fsync(file.fileno())
@@ -87,3 +95,14 @@ class StagedFiles:
             for final in new:
                 final.unlink(missing_ok=True)
             raise
+
+
+def save_to(path: Path, content: Any) -> None:
+    """``torch.save``, by way of the memory: what goes wrong with the file is an ``OSError`` and names it.
+
+    Given the path, torch would have errors of its own for a full disk, and write the temporary name into the file.
+    """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with path.open('wb') as file:
+        file.write(buffer.getbuffer())

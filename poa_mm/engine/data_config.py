@@ -33,7 +33,10 @@ def use_data(cfg: Config, path: str) -> None:
         pipeline = cfg.train_dataloader.dataset.pipeline
     except AttributeError:
         raise ValueError('the config has no train_dataloader.dataset.pipeline, by which --data could be read') from None
-    cfg.train_dataloader.dataset = dict(**guess_dataset(path), with_label=False, pipeline=pipeline)
+    kept = {key: cfg.train_dataloader.dataset[key] for key in ('extensions',) if key in cfg.train_dataloader.dataset}
+    found = guess_dataset(path)
+    kept = {} if found['type'] == 'HuggingFaceImages' else kept
+    cfg.train_dataloader.dataset = dict(**found, **kept, with_label=False, pipeline=pipeline)
     if 'recipe' in cfg and cfg.recipe.get('epochs') is not None:
         follow(cfg, images=COUNT)
 
@@ -86,3 +89,50 @@ def count_images(cfg: Config) -> None:
             f'of {recipe.batch_size} images a process',
             logger='current',
         )
+
+
+def check_channels(cfg: Config) -> None:
+    """Compare the bands that the training pipeline gives with those of the network, before either is built.
+
+    Raises:
+        ValueError: If the network, the mean of the data preprocessor or a colour transform takes other channels.
+    """
+    dataset = (cfg.get('train_dataloader') or {}).get('dataset') or {}
+    pipeline = dataset.get('pipeline') or []
+    load = next((step for step in pipeline if step.get('type') in ('LoadBands', 'SafeLoadImageFromFile')), None)
+    backbone = (cfg.get('model') or {}).get('backbone')
+    if load is None or backbone is None or load.get('color_type', 'color') != 'color':
+        return
+    channels = load.get('in_channels', 3)
+    taken = backbone.get('in_channels', 3)
+    if channels != taken:
+        raise ValueError(
+            f'the pipeline gives images of {channels} channels ({load["type"]}), model.backbone.in_channels is {taken}'
+        )
+    mean = (cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}).get('mean') or [0]
+    if len(mean) not in (1, channels):
+        raise ValueError(f'data_preprocessor.mean has {len(mean)} values, images have {channels} channels')
+    colour = [step['type'] for step in _steps(pipeline) if _needs_colour(step)]
+    if channels != 3 and colour:
+        raise ValueError(
+            f'{", ".join(dict.fromkeys(colour))} changes the colours of three channels, images have {channels}: leave '
+            'it out, or saturation and hue of it'
+        )
+
+
+def _steps(pipeline: Any) -> Iterator[Mapping[str, Any]]:
+    """All transforms of a pipeline, those within others included."""
+    if isinstance(pipeline, Mapping):
+        if 'type' in pipeline:
+            yield pipeline
+        yield from _steps(list(pipeline.values()))
+    elif isinstance(pipeline, (list, tuple)):
+        for step in pipeline:
+            yield from _steps(step)
+
+
+def _needs_colour(step: Mapping[str, Any]) -> bool:
+    kind = step['type']
+    if kind in ('FastColorJitter', 'ColorJitter'):
+        return bool(step.get('saturation') or step.get('hue'))
+    return kind in ('FastRandomGrayscale', 'RandomGrayscale')

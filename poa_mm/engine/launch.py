@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS
 
 from poa_mm.compat import check_downstream
-from poa_mm.recipes import follow
+from poa_mm.mistakes import UserError
 
-from .data_config import count_images, place_indices
+from .config_keys import READ_BY_A_RUN
+from .data_config import check_channels, count_images, place_indices
 from .hooks.once import check_lists
 from .memory import keep_freed_memory
+from .options import OptionError, merge_options
 from .preflight import check_data
 from .sync_bn import UNSYNCED
 from .sync_bn import unsync_bn as _unsync_bn
@@ -31,32 +34,54 @@ LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 GLOO_REST = 0.2  # seconds
 
 
+class ConfigError(UserError, ValueError):
+    """A config that cannot be read, or that says what nothing understands."""
+
+
 def read_config(
-    path: str | os.PathLike, options: Mapping[str, Any] | None = None, work_dir: str | os.PathLike | None = None
+    path: str | os.PathLike,
+    options: Mapping[str, Any] | None = None,
+    work_dir: str | os.PathLike | None = None,
+    reads: Collection[str] = READ_BY_A_RUN,
 ) -> Config:
     """Read a config file, with what the command line says beside it.
 
     Args:
         path: Config file.
-        options: What overrides it, by dotted keys. A number of its recipe changes all that follows from it
-            (:func:`~poa_mm.recipes.follow`). Default: nothing.
+        options: What overrides it, as of :func:`~poa_mm.engine.options.merge_options`. Default: nothing.
         work_dir: Where logs and checkpoints go. Default: the config's, or ``work_dirs/CONFIG_NAME``.
+        reads: Names of the entries that the command reads. Default: those of a run.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the recipe has no such number, or a library that the config builds on is not installed.
+        ConfigError: If the file is missing or cannot be read, or a library that it builds on is not installed.
+        OptionError: As :func:`~poa_mm.engine.options.merge_options`; if ``options`` name another work dir.
+        ValueError: If the recipe has no such number.
     """
+    cfg = read_file(path)
+    merge_options(cfg, options, reads)
+    if work_dir and 'work_dir' in (options or {}) and str(work_dir) != cfg.work_dir:
+        raise OptionError(f'the work dir is given twice, as {str(work_dir)!r} and as {cfg.work_dir!r}')
+    cfg.work_dir = str(work_dir or cfg.get('work_dir') or Path('work_dirs', Path(path).stem))
+    return cfg
+
+
+def read_file(path: str | os.PathLike) -> Config:
+    """Read a config file.
+
+    Raises:
+        ConfigError: If that fails, in whichever way: a config is a program, and an error in it is its writer's. Also
+            if a library that it builds on is not installed.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(f'{path}: expected a config file, found {"a folder" if Path(path).is_dir() else "nothing"}')
     try:
         cfg = Config.fromfile(path)
         check_downstream(cfg.get('default_scope'))
-    except ImportError as error:
-        raise ValueError(f'{path}: {error}') from error
-    options = dict(options or {})
-    if numbers := {key: options.pop(key) for key in list(options) if key.startswith('recipe.')}:
-        follow(cfg, **{key.removeprefix('recipe.'): value for key, value in numbers.items()})
-    cfg.merge_from_dict(options)
-    cfg.work_dir = str(work_dir or cfg.get('work_dir') or Path('work_dirs', Path(path).stem))
-    return cfg
+        return cfg
+    except Exception as error:
+        lines = [f'line {entry.lineno}: ' for entry in traceback.extract_tb(error.__traceback__) if not entry.filename]
+        where = lines[-1] if lines else ''
+        raise ConfigError(f'{path}: cannot be read: {where}{type(error).__name__}: {error}') from error
 
 
 def init_distributed(launcher: str, timeout: float | None = None) -> None:
@@ -121,6 +146,8 @@ def prepare(cfg: Config, launcher: str, parts: Sequence[str] = ('train', 'val'))
     check_lists(cfg)
     check_data(cfg, parts)
     place_indices(cfg)
+    if 'train' in parts:
+        check_channels(cfg)
     init_distributed(launcher, cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout'))
     if 'train' in parts:
         count_images(cfg)

@@ -11,11 +11,13 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 
+from .data_contents import check_coco_file, check_contents, classes_of, joined
+
 PARTS = ('train', 'val', 'test')
 
 
 def check_data(cfg: Config, parts: Sequence[str] = PARTS) -> None:
-    """Check that the folders and annotation files that a config names exist.
+    """Check that the folders and annotation files that a config names exist, and hold what it says.
 
     Looks at ``data_root``, ``ann_file`` and ``data_prefix`` of the datasets, wrapped ones included, joined as
     mmengine joins them, and at ``ann_file`` of the evaluators. Left out are URLs, storage other than the local
@@ -27,24 +29,47 @@ def check_data(cfg: Config, parts: Sequence[str] = PARTS) -> None:
 
     Raises:
         FileNotFoundError: If anything is missing; lists all of it by its key in the config, and says what to do.
-        ValueError: If a part is unknown.
+        ValueError: If a part is unknown, or files do not match the config, as
+            :func:`~poa_mm.engine.data_contents.check_contents` finds.
     """
     if unknown := set(parts) - set(PARTS):
         raise ValueError(f'{", ".join(map(repr, sorted(unknown)))} is not one of {", ".join(PARTS)}')
     missing: dict[str, str] = {}
+    local: list[tuple[str, Mapping[str, Any], Any]] = []  # data sets with their keys and classes
+    metrics: list[tuple[str, Mapping[str, Any]]] = []
     for part in parts:
         with DATASETS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
             for key, dataset in _nested(f'{part}_dataloader', cfg.get(f'{part}_dataloader'), ('dataset', 'datasets')):
-                if not _brings_its_own(dataset, registry):
+                kind = _kind(dataset, registry)
+                if not _brings_its_own(dataset, kind):
                     missing |= _missing(key, dataset)
+                    local.append((key, dataset, kind))
         for key, metric in _nested(f'{part}_evaluator', cfg.get(f'{part}_evaluator'), ('metrics',)):
             missing |= _missing(key, {'ann_file': metric.get('ann_file')})
+            metrics.append((key, metric))
     if missing:
         listed = '; '.join(f'{key} = {path} ({Path(path).expanduser().absolute()})' for key, path in missing.items())
         raise FileNotFoundError(
             f'the config names data that is not there: {listed}. Put or link the data there, or say where it is: '
             f'--cfg-options {next(iter(missing))}=PATH'
         )
+    num_classes = ((cfg.get('model') or {}).get('head') or {}).get('num_classes')
+    for key, dataset, kind in local:
+        check_contents(key, dataset, kind, num_classes if isinstance(num_classes, int) else None)
+    _check_metrics(metrics, local)
+
+
+def _check_metrics(
+    metrics: Sequence[tuple[str, Mapping[str, Any]]], datasets: Sequence[tuple[str, Mapping[str, Any], Any]]
+) -> None:
+    """The annotations of mmdet's metrics have the classes of the data set that they score."""
+    for key, metric in metrics:
+        part = key.split('_evaluator')[0]
+        scored = [one for one in datasets if one[0].startswith(f'{part}_dataloader')]
+        classes = classes_of(*scored[-1][1:]) if scored else None
+        path = joined({}, metric.get('ann_file'))
+        if metric.get('type') in ('CocoMetric', 'mmdet.CocoMetric') and classes and path and Path(path).is_file():
+            check_coco_file(f'{key}.ann_file', path, classes)
 
 
 def _nested(key: str, config: Any, inner: tuple[str, ...]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -58,12 +83,16 @@ def _nested(key: str, config: Any, inner: tuple[str, ...]) -> Iterator[tuple[str
             yield from _nested(f'{key}.{index}', item, inner)
 
 
-def _brings_its_own(dataset: Mapping[str, Any], registry: Any) -> bool:
+def _kind(dataset: Mapping[str, Any], registry: Any) -> Any:
+    """The class of a data set, or None if it is not known."""
+    kind = dataset.get('type')
+    return registry.get(kind) if isinstance(kind, str) else kind
+
+
+def _brings_its_own(dataset: Mapping[str, Any], kind: Any) -> bool:
     """Whether a dataset downloads what is missing, or is not read from the local disk."""
     if (dataset.get('backend_args') or {}).get('backend', 'local') != 'local':
         return True
-    kind = dataset.get('type')
-    kind = registry.get(kind) if isinstance(kind, str) else kind
     download = inspect.signature(kind).parameters.get('download') if kind else None
     return download is not None and dataset.get('download', download.default) is True
 

@@ -2,7 +2,7 @@ from .backbones import BottleneckResNet, ElasticResNet, ElasticSwinTransformer, 
 from .classifiers import SubnetClassifier
 from .heads import LinearSweepHead, MultiPrototypeHead
 from .losses import KoLeoLoss, MeanCentering, SinkhornKnopp
-from .selfsup import POA, MultiCropDataPreprocessor
+from .selfsup import POA, MultiBandDataPreprocessor, MultiCropDataPreprocessor
 
 __all__ = [
     'POA',
@@ -13,6 +13,7 @@ __all__ = [
     'KoLeoLoss',
     'LinearSweepHead',
     'MeanCentering',
+    'MultiBandDataPreprocessor',
     'MultiCropDataPreprocessor',
     'MultiPrototypeHead',
     'SinkhornKnopp',

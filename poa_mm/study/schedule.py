@@ -16,7 +16,7 @@ from mmengine.config import Config
 from rich.console import Console
 
 from .evidence import Entry, add_evidence
-from .rows import DATA, ROWS, Unit, plan, space_of
+from .rows import DATA, ROWS, USUAL_ROWS, Unit, plan, space_of
 from .work import Worker, finished
 
 SECONDS = 'wall_seconds.json'  # how long each piece of work took, for the estimate of what is left
@@ -37,7 +37,7 @@ def run_study(
     Args:
         work_dir: Folder of checkpoints, logs and results.
         evidence: The json file.
-        rows: Keys of ``ROWS``. Default: all.
+        rows: Keys of ``ROWS``. Default: all, on some data sets the main ones (``USUAL_ROWS``).
         seeds: Default: 0, 1, 2.
         data: Keys of ``configs``. Default: all.
         jobs: Pieces of work at the same time, each a process of one thread. Default: 1.
@@ -56,7 +56,11 @@ def run_study(
     configs = dict(configs or DATA)
     chosen = list(configs if data is None else data)
     spaces = {name: space_of(Config.fromfile(path)) for name, path in configs.items() if name in chosen}
-    units = plan(spaces, ROWS if rows is None else rows, seeds, chosen)
+    units = [
+        unit
+        for name in chosen
+        for unit in plan(spaces, USUAL_ROWS.get(name, ROWS) if rows is None else rows, seeds, [name])
+    ]
     do = do or (lambda unit: in_process(unit, work_dir))
     console = Console(stderr=True)
     found = {unit: entries for unit in units if (entries := finished(unit, work_dir)) is not None}

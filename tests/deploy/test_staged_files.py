@@ -1,5 +1,7 @@
 import pytest
+import torch
 
+from poa_mm.deploy.extract import _write_weights
 from poa_mm.deploy.staged_files import StagedFiles
 
 
@@ -52,3 +54,25 @@ def test_new_folders_go_when_something_fails(tmp_path, existing):
         files.add('b/two', lambda path: path.write_text(f'{1 / 0}'))
     assert sorted(tmp_path.rglob('*')) == before
     assert not existing or (tmp_path / 'out' / 'a' / 'one').read_text() == 'old'
+
+
+LIMIT = 50_000  # bytes of a file
+
+
+@pytest.fixture
+def no_room():
+    """A limit on the size of files, which stands in for a full disk."""
+    resource = pytest.importorskip('resource')
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize('format', ['safetensors', 'pth'])
+def test_no_room(tmp_path, no_room, format):
+    state = {'weight': torch.zeros(LIMIT)}
+    with pytest.raises(OSError, match=rf'too large.*out/weights.{format}'), StagedFiles(tmp_path / 'out') as files:
+        files.add('small.json', lambda path: path.write_text('{}'))
+        files.add(f'weights.{format}', lambda path: _write_weights(path, format, state, {}))
+    assert not (tmp_path / 'out').exists()

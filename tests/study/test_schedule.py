@@ -61,6 +61,16 @@ def test_nothing_is_done_twice(tmp_path):
     assert len(done) == 11
 
 
+def test_the_second_data_set_has_the_main_rows_unless_others_are_asked_for(tmp_path):
+    done = []
+    run(tmp_path, done, rows=None, seeds=[0], configs={'a': 'a.py', 'emoji': 'b.py'})
+    assert {unit.row for unit in done if unit.data == 'a'} == set(schedule.ROWS)
+    assert {unit.row for unit in done if unit.data == 'emoji'} == set(schedule.USUAL_ROWS['emoji'])
+    done.clear()
+    run(tmp_path, done, rows=['no_es1'], seeds=[0], configs={'emoji': 'b.py'})
+    assert [unit.row for unit in done] == ['no_es1']
+
+
 def test_several_are_done_side_by_side(tmp_path):
     together = threading.Barrier(2, timeout=20)
 
@@ -108,3 +118,25 @@ def test_what_cannot_be_is_refused_before_anything_runs(tmp_path, options, compl
     with pytest.raises(ValueError, match=complaint):
         run(tmp_path, done, **options)
     assert not done
+
+
+def test_work_in_a_process_of_its_own(tmp_path, monkeypatch):
+    """The command is given what the unit is, one thread, and the log; a failure says what the log says."""
+    unit, calls = Unit('a', 'alone', 3, '96x4'), []
+    finish = worker(tmp_path, [])
+
+    def call(command, stdout, stderr, env):
+        calls.append((command, env))
+        print('Traceback\nout of memory', file=stdout, flush=True)
+        if len(calls) > 1:
+            finish(unit)
+        return len(calls) % 2
+
+    monkeypatch.setattr(schedule.subprocess, 'call', call)
+    work_dir = tmp_path / 'work'
+    with pytest.raises(RuntimeError, match=r'a alone-96x4-seed3 failed; (?s:.*)out of memory'):
+        schedule.in_process(unit, work_dir)
+    assert schedule.in_process(unit, work_dir) == [entry(unit)]
+    command, env = calls[0]
+    assert command[1:] == ['-m', 'poa_mm.study.schedule', str(work_dir), 'a', 'alone', '3', '96x4']
+    assert env['OMP_NUM_THREADS'] == '1'

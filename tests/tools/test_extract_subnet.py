@@ -91,7 +91,7 @@ def test_a_mistake_is_one_line_and_no_file(checkpoint, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        'extract_subnet.py: error: subnet 24x2 is not in the space; '
+        'extract_subnet: error: subnet 24x2 is not in the space; '
         'valid here: widths 16, 32; depths 2, 3; aliases small=16x2'
     ]
     assert not list(tmp_path.iterdir())

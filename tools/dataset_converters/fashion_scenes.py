@@ -8,9 +8,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from typing import Any
 
 from poa_mm.datasets.scenes import NAMES, SOURCES, write_scenes
 from poa_mm.evaluation.progress import show_progress
+from poa_mm.mistakes import add_debug, run_tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -43,18 +45,20 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--names', choices=NAMES, default='own', help="categories: the source's ten, or the 80 of COCO (library)"
     )
+    add_debug(parser)
     return parser.parse_args()
+
+
+def compose(args: dict[str, Any]) -> None:
+    size = args.pop('size')
+    with show_progress('scenes', args['train'] + args['val']) as progress:
+        write_scenes(args.pop('out'), size=size * 2 if len(size) == 1 else size, progress=progress, **args)
 
 
 def main() -> None:
     args = vars(parse_args())
-    size = args.pop('size')
-    try:
-        with show_progress('scenes', args['train'] + args['val']) as progress:
-            write_scenes(args.pop('out'), size=size * 2 if len(size) == 1 else size, progress=progress, **args)
-    except (ValueError, OSError) as error:  # what users get wrong, in one line
-        print(f'fashion_scenes: {" ".join(str(error).split())}', file=sys.stderr)
-        sys.exit(2)
+    if code := run_tool('fashion_scenes', compose, args, debug=args.pop('debug')):
+        sys.exit(code)
 
 
 if __name__ == '__main__':

@@ -9,6 +9,7 @@ from .fast import (
     FastRandomGrayscale,
     FastRandomResizedCrop,
 )
+from .load_bands import LoadBands
 from .loading import SafeLoadImageFromFile
 from .random_background import RandomBackground
 
@@ -21,6 +22,7 @@ __all__ = [
     'FastRandomFlip',
     'FastRandomGrayscale',
     'FastRandomResizedCrop',
+    'LoadBands',
     'RandomAffineCrop',
     'RandomBackground',
     'SafeLoadImageFromFile',

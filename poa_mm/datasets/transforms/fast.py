@@ -2,7 +2,8 @@
 
 Each ``FastX`` takes the place of mmpretrain's or mmcv's ``X`` in a config and draws from the same distribution. Images
 stay contiguous uint8 ``(H, W, 3)`` in BGR, from OpenCV's decoder to ``PackInputs``: no round trip through Pillow, no
-negative strides. ``benchmarks/README.md`` has what each of them saves.
+negative strides. Those of :class:`LoadBands` are float32 from 0 to 255 and have any number of channels; what changes
+colours refuses other than three. ``benchmarks/README.md`` has what each transform saves.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from mmcv.transforms import BaseTransform
 from mmengine.registry import TRANSFORMS
 from mmpretrain.datasets.transforms import ColorJitter, GaussianBlur, MultiView, RandomResizedCrop
 from torch.nn import functional as F
+
+WHITE = 255
 
 
 @TRANSFORMS.register_module()
@@ -46,17 +49,19 @@ def resize(image: np.ndarray, size: tuple[int, int], interpolation: str) -> np.n
     """Resize with antialiasing: Pillow's filters but for rounding, several times as fast.
 
     Args:
-        image: uint8 ``(H, W, C)``.
+        image: ``(H, W, C)``, uint8 or float32 from 0 to 255.
         size: Rows and columns of the result.
         interpolation: 'bilinear' or 'bicubic'.
 
     Returns:
-        uint8 ``(*size, C)``, contiguous.
+        ``(*size, C)``, contiguous, of the same type and range.
     """
     height, width, channels = image.shape
     # With a stride of its own for the batch (`image[None]` has none) torch sees `channels_last`, and has vector code.
     pixels = torch.from_numpy(image.copy()).view(1, height, width, channels).permute(0, 3, 1, 2)
     resized = F.interpolate(pixels, size, mode=interpolation, antialias=True)
+    if resized.is_floating_point():
+        resized.clamp_(0, WHITE)  # as uint8 is: bicubic interpolation goes beyond
     return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
 
 
@@ -64,7 +69,7 @@ def resize(image: np.ndarray, size: tuple[int, int], interpolation: str) -> np.n
 class FastRandomResizedCrop(RandomResizedCrop):
     """``RandomResizedCrop`` with ``backend='pillow'``, without Pillow: see :func:`resize`.
 
-    Required key: ``img``, uint8 ``(H, W, C)``. Modified keys: ``img``, ``img_shape``.
+    Required key: ``img``, ``(H, W, C)``, uint8 or float32. Modified keys: ``img``, ``img_shape``.
 
     Args:
         scale: Rows and columns of the result, or one number for both.
@@ -125,7 +130,7 @@ class _Sometimes(BaseTransform):
 class FastRandomFlip(_Sometimes):
     """Mirrors an image, left to right; boxes and the like, which ``RandomFlip`` turns too, are not looked at.
 
-    Required and modified key: ``img``, uint8 ``(H, W, 3)``.
+    Required and modified key: ``img``, ``(H, W, C)``, uint8 or float32.
 
     Args:
         prob: Probability of a flip.
@@ -133,14 +138,25 @@ class FastRandomFlip(_Sometimes):
 
     @staticmethod
     def apply(image: np.ndarray) -> np.ndarray:
-        return cv2.flip(image, 1)
+        return cv2.flip(image, 1).reshape(image.shape)  # OpenCV drops the axis of one channel
 
 
 def grey(image: np.ndarray) -> np.ndarray:
     """Three equal channels of each pixel's luma (ITU-R 601-2); an image of one channel is that already."""
     if image.ndim < 3 or image.shape[2] == 1:
         return image
+    _check_colours(image, 'grey and saturation')
     return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
+
+
+def _check_colours(image: np.ndarray, what: str) -> None:
+    """Raise a ``ValueError`` if there are not three channels for a change of colour."""
+    channels = image.shape[2] if image.ndim > 2 else 1
+    if channels != 3:
+        raise ValueError(
+            f'{what} are of images with three channels, blue, green and red; these have {channels}: leave out '
+            'FastRandomGrayscale, and saturation and hue of FastColorJitter'
+        )
 
 
 @TRANSFORMS.register_module()
@@ -160,13 +176,20 @@ class FastRandomGrayscale(_Sometimes):
 
 def adjust_brightness(image: np.ndarray, factor: float) -> np.ndarray:
     """Multiply by ``factor``, as ``torchvision.transforms.functional.adjust_brightness``."""
+    if image.dtype != np.uint8:
+        return (image * np.float32(factor)).clip(0, WHITE)
     return cv2.LUT(image, _blend_table(0, factor))
 
 
 def adjust_contrast(image: np.ndarray, factor: float) -> np.ndarray:
-    """Stretch about the mean luma, as ``torchvision.transforms.functional.adjust_contrast``."""
-    mean = int(cv2.mean(grey(image))[0] + 0.5)
-    return cv2.LUT(image, _blend_table(mean, factor))
+    """Stretch about the mean luma, as ``torchvision.transforms.functional.adjust_contrast``.
+
+    Of other than one or three channels, that is the mean of all values.
+    """
+    mean = cv2.mean(grey(image))[0] if image.ndim < 3 or image.shape[2] in (1, 3) else float(image.mean())
+    if image.dtype != np.uint8:
+        return (np.float32(mean) + np.float32(factor) * (image - np.float32(mean))).clip(0, WHITE)
+    return cv2.LUT(image, _blend_table(int(mean + 0.5), factor))
 
 
 def _blend_table(level: int, factor: float) -> np.ndarray:
@@ -176,11 +199,17 @@ def _blend_table(level: int, factor: float) -> np.ndarray:
 
 def adjust_saturation(image: np.ndarray, factor: float) -> np.ndarray:
     """Stretch about each pixel's luma, as ``torchvision.transforms.functional.adjust_saturation``."""
-    return cv2.addWeighted(image, factor, grey(image), 1 - factor, 0)
+    mixed = cv2.addWeighted(image, factor, grey(image), 1 - factor, 0)
+    return mixed if image.dtype == np.uint8 else mixed.clip(0, WHITE)
 
 
 def adjust_hue(image: np.ndarray, factor: float) -> np.ndarray:
     """Turn the hue by ``factor`` of a circle, as ``torchvision.transforms.functional.adjust_hue``."""
+    _check_colours(image, 'hues')
+    if image.dtype != np.uint8:
+        hue, saturation, value = cv2.split(cv2.cvtColor(image / np.float32(WHITE), cv2.COLOR_BGR2HSV))
+        turned = cv2.merge(((hue + np.float32(factor * 360)) % 360, saturation, value))
+        return cv2.cvtColor(turned, cv2.COLOR_HSV2BGR) * np.float32(WHITE)
     hue, saturation, value = cv2.split(cv2.cvtColor(image, cv2.COLOR_BGR2HSV_FULL))
     hue += np.uint8(int(factor * 255) % 256)  # overflows, as a circle should
     return cv2.cvtColor(cv2.merge((hue, saturation, value)), cv2.COLOR_HSV2BGR_FULL)
@@ -192,7 +221,8 @@ class FastColorJitter(ColorJitter):
 
     Levels differ from Pillow's by rounding, and by a few after a turn of the hue.
 
-    Required and modified key: ``img``, uint8 ``(H, W, 3)``, BGR.
+    Required and modified key: ``img``, uint8 or float32 from 0 to 255, ``(H, W, 3)`` in BGR; brightness and contrast
+    are changed of any number of channels.
 
     Args:
         brightness: Factors are drawn from ``1 - brightness`` to ``1 + brightness``, or from a range. Default: 0.
@@ -218,14 +248,14 @@ class FastColorJitter(ColorJitter):
 def blur(image: np.ndarray, sigma: float) -> np.ndarray:
     """Convolve with a Gaussian that ends at 3 sigma; twice as fast as ``cv2.GaussianBlur``, at most a level off."""
     kernel = cv2.getGaussianKernel(2 * math.ceil(3 * sigma) + 1, sigma)
-    return cv2.sepFilter2D(image, -1, kernel, kernel)
+    return cv2.sepFilter2D(image, -1, kernel, kernel).reshape(image.shape)  # OpenCV drops the axis of one channel
 
 
 @TRANSFORMS.register_module()
 class FastGaussianBlur(GaussianBlur):
     """``GaussianBlur`` with OpenCV's Gaussian instead of Pillow's three box filters that come close to it.
 
-    Required and modified key: ``img``, uint8 ``(H, W, 3)``. The arguments are those of ``GaussianBlur``.
+    Required and modified key: ``img``, ``(H, W, C)``, uint8 or float32. The arguments are those of ``GaussianBlur``.
     """
 
     def transform(self, results: dict) -> dict:

@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from poa_mm.deploy.config_text import preparation
+from poa_mm.deploy.config_text import single_image
 
 from . import standalone, to_timm
 from .network import ExportError, ExportNetwork, Outputs
@@ -148,16 +148,15 @@ def _even_margins(network: ExportNetwork, parts: tuple[float, float]) -> tuple[i
 
 def load_batch(network: ExportNetwork, paths: Iterable[str | os.PathLike]) -> Tensor:
     """Image files as the network took them in pre-training, ``(B, C, H, W)``, in its own order of channels."""
-    steps = [
-        dict(type='LoadImageFromFile'),
-        *preparation(network.image_size, network.in_channels),
-        dict(type='PackInputs'),
-    ]
+    described = network.stock.data_preprocessor
+    steps = single_image(network.image_size, network.in_channels, described.get('value_range'))
+    steps = [*steps, dict(type='PackInputs')]
     used = ('mean', 'std', 'to_rgb', 'bgr_to_rgb', 'rgb_to_bgr')
-    normalisation = {key: value for key, value in network.stock.data_preprocessor.items() if key in used}
+    normalisation = {key: value for key, value in described.items() if key in used}
+    kind = 'SelfSupDataPreprocessor' if network.in_channels in (1, 3) else 'MultiBandDataPreprocessor'
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         pipeline = Compose([TRANSFORMS.build(step) for step in steps])
-        preprocessor = MODELS.build(dict(type='SelfSupDataPreprocessor', **normalisation))
+        preprocessor = MODELS.build(dict(type=kind, **normalisation))
     images = torch.stack([pipeline(dict(img_path=str(path)))['inputs'] for path in paths])
     return preprocessor(dict(inputs=images, data_samples=None))['inputs']
 

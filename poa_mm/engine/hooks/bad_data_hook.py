@@ -12,13 +12,14 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from poa_mm.checkpoint import write_file
+from poa_mm.mistakes import UserError
 
 from .once import OnceHook
 
 FILE = 'bad_images.jsonl'
 
 
-class BadDataError(RuntimeError):
+class BadDataError(UserError, RuntimeError):
     """Too many of the images cannot be used."""
 
 

@@ -11,12 +11,14 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor
 
+from poa_mm.mistakes import UserError
+
 from ..optimizers import GuardedOptimWrapper
 from .model import model_of
 from .once import OnceHook
 
 
-class NonFiniteError(FloatingPointError):
+class NonFiniteError(UserError, FloatingPointError):
     """Losses or gradients have not been finite for too many iterations in a row."""
 
 

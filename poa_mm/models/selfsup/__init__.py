@@ -1,4 +1,4 @@
-from .data_preprocessor import MultiCropDataPreprocessor
+from .data_preprocessor import MultiBandDataPreprocessor, MultiCropDataPreprocessor
 from .poa import POA
 
-__all__ = ['POA', 'MultiCropDataPreprocessor']
+__all__ = ['POA', 'MultiBandDataPreprocessor', 'MultiCropDataPreprocessor']
