@@ -66,7 +66,7 @@ def test_what_users_get_wrong_is_one_line_and_nothing_is_written(arguments, mess
     arguments = [checkpoint if argument == 'CHECKPOINT' else argument for argument in arguments]
     assert tool.main([*arguments, '-o', str(tmp_path / 'new')]) == 2
     err = capsys.readouterr().err
-    assert err.startswith('scorecard.py: error: ') and message in err and err.count('\n') == 1
+    assert err.startswith('scorecard: error: ') and message in err and err.count('\n') == 1
     assert not (tmp_path / 'new').exists()
 
 
