@@ -85,7 +85,7 @@ model = {task}(
     )
 )
 {preprocessor} = dict({data_preprocessor})
-{classifier}{optim_wrapper}{data}"""
+{classifier}{optim_wrapper}{data}{hint}"""
 )
 BANDS = """
 # Images with bands in folders by their class; the colour augmentations of the base do not apply to them.
@@ -104,6 +104,18 @@ test_dataloader = val_dataloader
 val_evaluator = test_evaluator = dict(type='Accuracy', topk=(1,))
 """
 CLASSIFIER = "model['type'] = 'SubnetClassifier'\n" + LOAD_FROM
+# What a backbone cannot say by itself.
+HINTS = {
+    'VisionTransformer': (
+        "# Less memory, more time: custom_hooks = [*_base_.custom_hooks, dict(type='ActivationCheckpointHook')]\n"
+    ),
+    'SwinTransformer': (
+        '# With frozen_stages, several processes need find_unused_parameters = True, which tools/train.py sets: this\n'
+        '# Swin freezes itself in its first training step only. with_cp=True: less memory, more time.\n'
+    ),
+    'ResNet': '# with_cp=True in the backbone: less memory, more time.\n',
+    'BottleneckResNet': '# with_cp=True in the backbone: less memory, more time.\n',
+}
 LAYER_DECAY = 'optim_wrapper = dict(paramwise_cfg=dict(layer_decay_rate={}))\n'
 
 
@@ -215,6 +227,7 @@ def downstream_config(
         preprocessor=preprocessor,
         data_preprocessor=_call(normalisation),
         classifier=CLASSIFIER.format(file=literal(entry['file'])) if library == 'mmpretrain' else '',
+        hint=HINTS.get(str(backbone['type']).rpartition('.')[2], ''),
         optim_wrapper='' if layer_decay_rate is None else LAYER_DECAY.format(literal(layer_decay_rate)),
         data=data,
     )

@@ -81,9 +81,15 @@ def vit(
         The config, with an ``init_cfg`` that is None without a checkpoint.
 
     Raises:
-        ValueError: If the subnet is malformed or does not consist of whole heads and MLP channels.
+        ValueError: If the subnet is malformed or does not consist of whole heads and MLP channels, or for ``with_cp``,
+            which mmpretrain's class does not have.
     """
     size = _named(subnet, ElasticVisionTransformer)
+    if 'with_cp' in options:
+        raise ValueError(
+            "mmpretrain's VisionTransformer has no with_cp; custom_hooks = [.., dict(type='ActivationCheckpointHook')] "
+            'does the same'
+        )
     heads, rest = divmod(size.width, head_dim)
     if rest or heads < 1 or size.depth < 1:
         raise ValueError(f'subnet {size} does not consist of blocks with heads of {head_dim} channels')
@@ -376,7 +382,8 @@ def classifier(backbone: Mapping[str, Any], frozen: bool = False) -> dict[str, A
     Args:
         backbone: Config of a stock backbone, such as :func:`vit`, :func:`swin` and :func:`resnet` return.
         frozen: Whether only the head is trained. A stock Swin freezes itself no earlier than its first
-            ``train()``, so that distributed training needs ``find_unused_parameters = True``. Default: False.
+            ``train()``, so that distributed training needs ``find_unused_parameters = True``, which
+            ``tools/train.py`` sets. Default: False.
     """
     family = _family(backbone)
     backbone, channels = (family.frozen() if frozen else family).class_features()

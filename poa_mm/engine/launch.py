@@ -24,6 +24,7 @@ from poa_mm.mistakes import UserError
 from .config_keys import READ_BY_A_RUN
 from .data_config import check_channels, count_images, place_indices
 from .hooks.once import check_lists
+from .late_freezing import LATE, freezes_late
 from .memory import keep_freed_memory
 from .options import OptionError, merge_options
 from .preflight import check_data
@@ -133,7 +134,8 @@ def prepare(cfg: Config, launcher: str, parts: Sequence[str] = ('train', 'val'))
     Args:
         cfg: Config of a run; changed in place. Of ``env_cfg.dist_cfg``, the ``timeout`` counts; the backend
             follows from the machine. Where several processes train on CPUs, ``SyncBN``, which torch has for
-            GPUs only, becomes ``BN``.
+            GPUs only, becomes ``BN``. Where they train a Swin with frozen stages, ``find_unused_parameters`` is
+            set, unless the config says otherwise.
         launcher: As for :func:`init_distributed`.
         parts: Whose data the run needs, as for :func:`~poa_mm.engine.preflight.check_data`.
             Default: ``'train'`` and ``'val'``.
@@ -154,6 +156,10 @@ def prepare(cfg: Config, launcher: str, parts: Sequence[str] = ('train', 'val'))
     cfg.launcher = launcher
     if (cfg.get('randomness') or {}).get('deterministic'):
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # torch asks for it on GPUs
+    if launcher != 'none' and 'find_unused_parameters' not in cfg and freezes_late(cfg.get('model')):
+        cfg.find_unused_parameters = True
+        if is_main_process():
+            print_log(LATE, 'current')
     if not torch.cuda.is_available():
         keep_freed_memory()
     if launcher != 'none' and not torch.cuda.is_available():

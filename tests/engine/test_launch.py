@@ -117,3 +117,26 @@ def test_a_number_of_the_recipe_changes_what_follows():
     assert (cfg.train_cfg.max_iters, cfg.param_scheduler[1].end) == (3, 40)
     with pytest.raises(ValueError, match='recipe has no iters'):
         launch.read_config('configs/poa/vitt_digits.py', {'recipe.iters': 40})
+
+
+@pytest.mark.parametrize(
+    ('backbone', 'expected'),
+    [
+        (dict(type='mmpretrain.SwinTransformer', frozen_stages=1), True),
+        (dict(type='SwinTransformer', frozen_stages=0), True),
+        (dict(type='mmpretrain.SwinTransformer', frozen_stages=-1), None),
+        (dict(type='mmpretrain.SwinTransformer'), None),
+        (dict(type='mmpretrain.VisionTransformer', frozen_stages=1), None),
+    ],
+)
+@pytest.mark.parametrize('launcher', ['pytorch', 'none'])
+def test_a_swin_that_freezes_itself_late(monkeypatch, launcher, backbone, expected):
+    monkeypatch.setattr(launch, 'init_distributed', lambda *args: None)
+    cfg = Config(dict(model=dict(type='EncoderDecoder', backbone=backbone)))
+    launch.prepare(cfg, launcher)
+    assert cfg.get('find_unused_parameters') == (expected if launcher == 'pytorch' else None)
+    if launcher == 'pytorch' and not torch.cuda.is_available():
+        assert cfg.model_wrapper_cfg.find_unused_parameters == bool(expected)
+    cfg = Config(dict(model=dict(backbone=backbone), find_unused_parameters=False))
+    launch.prepare(cfg, launcher)
+    assert cfg.find_unused_parameters is False

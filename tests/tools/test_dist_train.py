@@ -122,3 +122,33 @@ def test_two_processes_train_as_one_and_agree(name, tmp_path):
     assert dealt == dealt_alone
     assert_close(loss, expected, rtol=0, atol=1e-4)
     assert first.keys() == alone.keys()
+
+
+FROZEN = """
+default_scope = 'mmpretrain'
+custom_imports = dict(imports=['poa_mm'])
+model = dict(
+    type='ImageClassifier',
+    data_preprocessor=dict(mean=[0.0] * 3, std=[255.0] * 3),
+    backbone=dict(
+        type='SwinTransformer', arch=dict(embed_dims=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2]), img_size=8,
+        patch_size=1, window_size=2, pad_small_map=True, frozen_stages=1,
+    ),
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(type='LinearClsHead', num_classes=10, in_channels=64),
+)
+train_dataloader = dict(
+    batch_size=4, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(type='Digits', split='test', indices=32, pipeline=[dict(type='PackInputs')]),
+)
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=3)
+optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1))
+"""
+
+
+@pytest.mark.slow
+def test_a_swin_with_frozen_stages_on_two_ranks(tmp_path):
+    (tmp_path / 'frozen.py').write_text(FROZEN)
+    done = dist_train(tmp_path / 'frozen.py', 2, '--work-dir', tmp_path / 'work', CUDA_VISIBLE_DEVICES='')
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 'find_unused_parameters = True: a Swin with frozen stages' in done.stdout + done.stderr

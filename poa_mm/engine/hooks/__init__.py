@@ -1,3 +1,4 @@
+from .activation_checkpoint_hook import ActivationCheckpointHook
 from .bad_data_hook import BadDataError, BadDataHook
 from .checkpoint_hook import POACheckpointHook
 from .compile_blocks_hook import CompileBlocksHook
@@ -10,6 +11,7 @@ from .supernet_checkpoint_hook import SupernetCheckpointHook
 from .teacher_ema_hook import TeacherEMAHook
 
 __all__ = [
+    'ActivationCheckpointHook',
     'BadDataError',
     'BadDataHook',
     'CompileBlocksHook',
