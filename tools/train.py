@@ -20,6 +20,7 @@ from poa_mm.engine.options import OptionError, add_config_options
 from poa_mm.engine.resume import check_resumable, set_start
 from poa_mm.engine.work_dir import WorkDir
 from poa_mm.mistakes import add_debug, run_tool
+from poa_mm.models.frozen import silence_frozen
 from poa_mm.recipes import follow
 
 AMP_WRAPPERS = {'OptimWrapper': 'AmpOptimWrapper', 'POAOptimWrapper': 'POAAmpOptimWrapper'}
@@ -50,6 +51,11 @@ def parse_args() -> argparse.Namespace:
         '--auto-scale-lr',
         action='store_true',
         help="scale the learning rate by the batch size over the config's auto_scale_lr.base_batch_size",
+    )
+    parser.add_argument(
+        '--scale-to-gpus',
+        action='store_true',
+        help='let the recipe follow the number of processes: learning rate by its square-root rule, lengths in images',
     )
     parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='how processes were started')
     add_config_options(parser)
@@ -90,7 +96,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> None:
 def train(args: argparse.Namespace) -> None:
     cfg = read_config(args.config, args.cfg_options, args.work_dir)
     merge_args(cfg, args)
-    prepare(cfg, args.launcher)
+    prepare(cfg, args.launcher, scale_to_gpus=args.scale_to_gpus)
     with WorkDir(cfg.work_dir):
         build(cfg, args).train()
     leave_distributed()
@@ -108,6 +114,7 @@ def build(cfg: Config, args: argparse.Namespace) -> Runner:
     if resumed:
         checkpoint = read_checkpoint(resumed, weights=False)
         check_resumable(checkpoint, model_of(runner), resumed)
+    silence_frozen(model_of(runner))
     check_contracts(runner)
     if resumed:
         check_recorded_classes(checkpoint['meta'], runner.train_dataloader.dataset, resumed, 'train_dataloader.dataset')
