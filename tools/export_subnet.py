@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     from poa_mm.mistakes import run_tool
 
-    return run_tool('export_subnet.py', run, args, debug=args.debug)
+    return run_tool('export_subnet', run, args, debug=args.debug)
 
 
 if __name__ == '__main__':

@@ -14,7 +14,7 @@ from poa_mm.engine.launch import read_config
 from poa_mm.engine.options import add_config_options
 from poa_mm.mistakes import add_debug, run_tool
 
-READS = ('model', 'knn', 'data_preprocessor', 'default_scope', 'work_dir', 'custom_imports')
+READS = ('model', 'knn', 'data_preprocessor', 'default_scope', 'custom_imports')
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    return run_tool('scorecard.py', run, args, debug=args.debug, interrupted='interrupted; the same command goes on')
+    return run_tool('scorecard', run, args, debug=args.debug, interrupted='interrupted; the same command goes on')
 
 
 if __name__ == '__main__':

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from poa_mm.mistakes import add_debug, run_tool
+
 EXPORT = Path(__file__).with_name('export_subnet.py')
 
 
@@ -37,7 +39,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar='EXPORT_ARGS',
         help='last of all: export the choice, with these arguments of tools/export_subnet.py, such as --to timm -o DIR',
     )
-    parser.add_argument('--debug', action='store_true', help='show where in the code an error comes from')
+    add_debug(parser)
     args = parser.parse_args(argv)
     if args.then is not None and not args.then:
         parser.error('--then needs arguments of tools/export_subnet.py, such as --to timm -o DIR')
@@ -106,9 +108,7 @@ def verified(
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    from poa_mm.mistakes import run_tool
-
-    return run_tool('select_subnet.py', run, args, debug=args.debug)
+    return run_tool('select_subnet', run, args, debug=args.debug)
 
 
 if __name__ == '__main__':
