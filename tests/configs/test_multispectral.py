@@ -6,6 +6,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
+from small_configs import shrink
 
 from poa_mm.checkpoint import read_checkpoint
 from poa_mm.datasets.inspection import inspect
@@ -32,26 +33,13 @@ def cfg(tmp_path_factory):
     assert (found['in_channels'], found['value_range']) == (BANDS, (0, 4095))
     cfg.model.data_preprocessor.update(mean=found['mean'], std=found['std'])
     use_data(cfg, str(root / 'train'))
-    cfg.model.backbone.update(
-        arch=dict(embed_dims=64, num_layers=2, num_heads=4, feedforward_channels=128),
-        **dict(widths=[32, 64], depths=[2], img_size=32, patch_size=8, drop_path_rate=0.0),
-    )
-    cfg.model.head.update(num_prototypes=[16, 32], hidden_channels=32, bottleneck_channels=16)
-    _, views, mask, _ = cfg.train_dataloader.dataset.pipeline
-    for view, scale in zip(views.transforms, (32, 32, 16)):
-        view[0].scale = scale
-    views.num_views, mask.grid = [1, 1, 2], 4
-    cfg.train_dataloader.update(batch_size=8, num_workers=0)
+    shrink(cfg, root / 'work_dirs' / 'run')
     for name, part in (('bank', 'train'), ('query', 'val')):
         loader = cfg.knn[name]
         loader.update(batch_size=12, num_workers=0)
         loader.dataset.data_prefix = str(root / part)
         loader.dataset.pipeline[1].scale, loader.dataset.pipeline[2].crop_size = 36, 32
     cfg.knn.ks = [3]
-    cfg.work_dir = str(root / 'work_dirs' / 'run')
-    cfg.log_level, cfg.optim_wrapper.type = 'ERROR', 'POAOptimWrapper'
-    cfg.optim_wrapper.pop('dtype')
-    cfg.vis_backends, cfg.visualizer = None, None
     return cfg
 
 
