@@ -9,6 +9,7 @@ from mmengine.runner import Runner
 from poa_mm.checkpoint import read_checkpoint
 from poa_mm.models.frozen import silence_frozen
 
+from .console import ShortConsoleRunner
 from .contracts import check_contracts, check_recorded_classes
 from .hooks import StrictPretrainedHook
 from .hooks.model import model_of
@@ -30,7 +31,7 @@ def build_runner(cfg: Config, resume: str | None = None) -> Runner:
     resumed = set_start(cfg, resume)
     if 'runner_type' in cfg:  # may build its model later
         return RUNNERS.build(cfg)
-    runner = Runner.from_cfg(cfg)
+    runner = ShortConsoleRunner.from_cfg(cfg)
     check_hooks(runner.hooks)
     strict = next((hook for hook in runner.hooks if isinstance(hook, StrictPretrainedHook)), StrictPretrainedHook())
     strict.check(model_of(runner))
