@@ -118,11 +118,18 @@ def _read_extracted(path: Path) -> StockNetwork:
         subnet=FAMILIES[kind].subnet_of(MODELS.build(config)),
         config=config,
         state=state,
-        data_preprocessor=cfg.get('data_preprocessor') or {},
+        data_preprocessor={**(cfg.get('data_preprocessor') or {}), **_value_range(cfg)},
         image_size=_image_size(config, Path(weights)),
         source=meta['source'],
         source_sha256=meta['source_sha256'],
     )
+
+
+def _value_range(cfg: Config) -> dict[str, Any]:
+    """Which values of bands became 0 to 255, as the config loads its images; nothing of grey and colour ones."""
+    pipeline = ((cfg.get('test_dataloader') or {}).get('dataset') or {}).get('pipeline') or [{}]
+    is_bands = str(pipeline[0].get('type', '')).rpartition('.')[2] == 'LoadBands'
+    return dict(value_range=pipeline[0].get('value_range') or (0, 255)) if is_bands else {}
 
 
 def _image_size(config: Mapping[str, Any], weights: Path) -> tuple[int, int]:
