@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from poa_mm.checkpoint import read_checkpoint
+from poa_mm.checkpoint import SCHEME, read_checkpoint
 from poa_mm.engine.contracts import check_contracts, check_recorded_classes
 from poa_mm.engine.data_config import use_data
 from poa_mm.engine.hooks import StrictPretrainedHook
@@ -17,7 +17,7 @@ from poa_mm.engine.hooks.model import model_of
 from poa_mm.engine.hooks.once import check_hooks
 from poa_mm.engine.launch import LAUNCHERS, leave_distributed, prepare, read_config
 from poa_mm.engine.options import OptionError, add_config_options
-from poa_mm.engine.resume import check_resumable, set_start
+from poa_mm.engine.resume import check_resumable, check_start, set_start
 from poa_mm.engine.work_dir import WorkDir
 from poa_mm.mistakes import add_debug, run_tool
 from poa_mm.models.frozen import silence_frozen
@@ -114,6 +114,9 @@ def build(cfg: Config, args: argparse.Namespace) -> Runner:
     if resumed:
         checkpoint = read_checkpoint(resumed, weights=False)
         check_resumable(checkpoint, model_of(runner), resumed)
+    elif str(cfg.get('load_from')).startswith(SCHEME):
+        start = cfg.load_from.removeprefix(SCHEME)
+        check_start(read_checkpoint(start, weights=False), model_of(runner), start)
     silence_frozen(model_of(runner))
     check_contracts(runner)
     if resumed:
