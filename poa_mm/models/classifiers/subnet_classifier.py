@@ -36,10 +36,9 @@ class SubnetClassifier(ImageClassifier):
         expected = dict(self.backbone.state_dict())
         if not expected.keys() & given.keys() or any(key in own for key in given):
             return
-        given = Resizing(window=window_of(self.backbone)).apply(given, None)  # mmpretrain's resize no longer runs
-        resized = {
-            key: expected[key] for key in given if key.endswith('pos_embed') and key in expected
-        }  # but this does
+        # mmpretrain's own resizing of biases needs an old SciPy; that of position embeddings still runs.
+        given = Resizing(window=window_of(self.backbone)).apply(given, None)
+        resized = {key: expected[key] for key in given if key.endswith('pos_embed') and key in expected}
         check_state(expected, given | resized, 'the file, of a backbone alone,')
         for key, value in given.items():
             del state_dict[f'{prefix}{key}']
