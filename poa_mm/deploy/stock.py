@@ -13,7 +13,17 @@ from mmengine.utils import to_2tuple
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
-from poa_mm.checkpoint import CheckpointError, check_state, file_sha256, load_teacher, read_checkpoint
+from poa_mm.checkpoint import (
+    CheckpointError,
+    Resizing,
+    check_finite,
+    check_state,
+    compare,
+    description_of,
+    file_sha256,
+    load_teacher,
+    read_checkpoint,
+)
 from poa_mm.elastic import Subnet
 from poa_mm.evaluation.backbone import FAMILIES
 
@@ -112,10 +122,17 @@ def _read_extracted(path: Path) -> StockNetwork:
         )
     content = read_checkpoint(weights)
     state, meta = content.get('state_dict', content), content.get('meta') or {}
+    check_finite(state, weights)
     if not {'source', 'source_sha256'} <= set(meta):
         raise CheckpointError(f'{weights}: expected weights that extraction wrote, which say where they come from')
+    network = MODELS.build(config)
+    if (description := description_of(meta, weights)) is not None:
+        wrong, resizing = compare(network, description)
+        if wrong or resizing != Resizing():
+            what = '; '.join(map(str, wrong)) or 'the grid of patches, or the window, is another one'
+            raise CheckpointError(f'{path} does not describe the network of {weights}: {what}')
     return StockNetwork(
-        subnet=FAMILIES[kind].subnet_of(MODELS.build(config)),
+        subnet=FAMILIES[kind].subnet_of(network),
         config=config,
         state=state,
         data_preprocessor={**(cfg.get('data_preprocessor') or {}), **_value_range(cfg)},
