@@ -18,7 +18,7 @@ from mmengine.dist import barrier, get_world_size, init_dist, is_distributed, is
 from mmengine.logging import print_log
 from mmengine.registry import MODELS
 
-from poa_mm.compat import check_downstream
+from poa_mm.compat import check_downstream, import_downstream
 from poa_mm.mistakes import UserError
 
 from .config_keys import READ_BY_A_RUN
@@ -151,6 +151,7 @@ def prepare(cfg: Config, launcher: str, parts: Sequence[str] = ('train', 'val'),
         ValueError: As :func:`init_distributed`, :func:`~poa_mm.engine.data_config.count_images` and
             :func:`~poa_mm.engine.hooks.once.check_lists`.
     """
+    import_downstream(cfg.get('default_scope'))
     check_lists(cfg)
     check_data(cfg, parts)
     place_indices(cfg)
