@@ -102,7 +102,7 @@ def compare_sources(paths: list[Path], rounds: int) -> dict[str, dict[str, float
     """Images a second, read in random order and decoded, from a folder, shards and an Arrow file of the same images.
 
     Cold: the system's cache of these files is dropped before each round; what lies below it (the disk's or the host's
-    cache) is not. Seconds of warm rounds are the processor's, of cold ones the clock's, since waiting counts there.
+    cache) is not. Seconds of warm rounds are the processor's; of cold ones, where waiting counts, the clock's.
     """
     root = paths[0].parent
     rates: dict[str, dict[str, list[float]]] = {}
