@@ -141,7 +141,7 @@ def sources(root: Path) -> Iterator[tuple[str, Callable[[], object], list[Path]]
         shards = write_shards(folder, Path(place, 'shards'), per_shard=1000)
         yield 'tar', lambda: TarSource(Path(place, 'shards'), '*.tar', ('.jpg',), cache_dir=place), shards
         try:
-            import datasets
+            import datasets.arrow_dataset
         except ModuleNotFoundError:
             return
         datasets.disable_progress_bars()
