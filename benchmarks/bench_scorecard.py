@@ -30,6 +30,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--batch', type=int, nargs='+', default=[1])
     parser.add_argument('--threads', type=int)
     parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument(
+        '--cpu-time',
+        action='store_true',
+        help='count time of the processor, not time that passes: on a machine with other work, of one thread',
+    )
     parser.add_argument('--work-dir', type=Path, help='interrupted, go on from here (default: nowhere)')
     parser.add_argument('--json', type=Path)
     return parser.parse_args()
@@ -46,9 +51,16 @@ def main() -> None:
         devices=(args.device,), batches=tuple(args.batch), threads=args.threads, rounds=args.rounds
     )
     settings.check()
+    if args.cpu_time and (args.device != 'cpu' or args.threads != 1):
+        raise SystemExit('--cpu-time is for --device cpu --threads 1: it adds up what all threads take')
+    clock = time.process_time if args.cpu_time else time.perf_counter
     with tempfile.TemporaryDirectory() as folder:
-        header = dict(config=args.config, settings=repr(settings))
-        found = Measurement(backbone, settings, Unfinished(args.work_dir or Path(folder), header)).run()
+        header = dict(config=args.config, settings=repr(settings), cpu_time=args.cpu_time)
+        unfinished = Unfinished(args.work_dir or Path(folder), header)
+        try:
+            found = Measurement(backbone, settings, unfinished, clock=clock).run()
+        finally:
+            unfinished.write()
     for condition in map(str, settings.conditions):
         costs = [cost[condition] for cost in found['costs'].values()]
         measured = [cost for cost in costs if cost['kind'] == 'measured']

@@ -156,10 +156,15 @@ def schedule(**recipe: Any) -> Schedule:
     Raises:
         ValueError: If there is no such number, or ``batch_size`` is missing (names the valid ones); as :class:`Recipe`.
     """
-    return _schedule(_read(recipe))
+    return _schedule(read_recipe(recipe))
 
 
-def _read(recipe: Mapping[str, Any]) -> Recipe:
+def read_recipe(recipe: Mapping[str, Any]) -> Recipe:
+    """The numbers of a config's entry ``recipe``.
+
+    Raises:
+        ValueError: As :func:`schedule`.
+    """
     known = [entry.name for entry in fields(Recipe)]
     if unknown := set(recipe) - set(known):
         raise ValueError(f'recipe has no {", ".join(sorted(unknown))}; valid: {", ".join(known)}')
@@ -245,12 +250,12 @@ def follow(cfg: Config, **changes: Any) -> None:
         raise ValueError("the config has no 'recipe' whose numbers could be changed")
     old_numbers = cfg.recipe.to_dict()
     numbers = {**old_numbers, **changes}
-    old, new = _read(old_numbers), _read(numbers)
+    old, new = read_recipe(old_numbers), read_recipe(numbers)
     share = old.gpus * old.batch_size / (new.gpus * new.batch_size)  # an iteration reads as many images as that
     for key in ('max_iters', *(f'{name}_iters' for name in LENGTHS)):
         if numbers.get(key) and key not in changes:
             numbers[key] = max(round(numbers[key] * share), 1)
-    new = _read(numbers)
+    new = read_recipe(numbers)
     before, after = (
         {**entries._asdict(), 'train_dataloader': dict(batch_size=recipe.batch_size)}
         for recipe, entries in ((old, _schedule(old)), (new, _schedule(new)))

@@ -13,6 +13,7 @@ from mmengine.registry import init_default_scope
 from poa_mm.engine.launch import init_distributed, leave_distributed, read_config
 from poa_mm.engine.options import add_config_options
 from poa_mm.evaluation import evaluate_knn, load_backbone, print_table, save_report
+from poa_mm.evaluation.data import build_preprocessor
 from poa_mm.mistakes import add_debug, run_tool
 
 READS = ('model', 'knn', 'data_preprocessor', 'default_scope', 'work_dir', 'custom_imports')
@@ -47,7 +48,7 @@ def evaluate(args: argparse.Namespace) -> None:
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     init_distributed(args.launcher)
 
-    backbone = load_backbone(backbone_cfg, args.checkpoint)
+    backbone = load_backbone(backbone_cfg, args.checkpoint, build_preprocessor(cfg))
     results = evaluate_knn(cfg, backbone.to(get_device()), None if 'all' in args.subnets else args.subnets)
     if is_main_process():
         paths = save_report(results, args.out or Path(cfg.work_dir, 'knn'))

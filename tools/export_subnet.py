@@ -31,6 +31,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=0.01,
         help='how much k-NN accuracy --fp16 and --int8 may lose (default: %(default)s)',
     )
+    parser.add_argument('--debug', action='store_true', help='show where in the code an error comes from')
     return parser.parse_args(argv)
 
 
@@ -71,12 +72,9 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    try:
-        run(args)
-    except (ValueError, OSError) as error:
-        print(f'export_subnet.py: error: {" ".join(str(error).split())}', file=sys.stderr)
-        return 2
-    return 0
+    from poa_mm.mistakes import run_tool
+
+    return run_tool('export_subnet', run, args, debug=args.debug)
 
 
 if __name__ == '__main__':

@@ -10,7 +10,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
+from poa_mm.engine.launch import read_config
+from poa_mm.engine.options import add_config_options
+from poa_mm.mistakes import INTERRUPTED, add_debug, run_tool
+
+READS = ('model', 'knn', 'data_preprocessor', 'default_scope', 'custom_imports')
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -25,7 +29,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--protocol', nargs='+', default=['knn'], metavar='NAME', help='scores: knn, linear or both')
     parser.add_argument('--measure-all', action='store_true', help='time every subnet and predict none')
     parser.add_argument('--rounds', type=int, default=5, metavar='N', help='turns of each subnet (default: 5)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override the config, key=value')
+    add_config_options(parser)
+    add_debug(parser)
     return parser.parse_args(argv)
 
 
@@ -36,9 +41,7 @@ def run(args: argparse.Namespace) -> None:
     from poa_mm.evaluation.scorecard import make_scorecard
     from poa_mm.evaluation.scorecard_files import describe
 
-    cfg = Config.fromfile(args.config)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+    cfg = read_config(args.config, args.cfg_options, reads=READS)
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     settings = MeasureSettings(
         runtimes=tuple(args.runtime),
@@ -62,15 +65,10 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    try:
-        run(args)
-    except (ValueError, OSError) as error:  # what users get wrong, in one line
-        print(f'scorecard.py: error: {" ".join(str(error).split())}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print('scorecard.py: interrupted; the same command goes on', file=sys.stderr)
-        return 130
-    return 0
+    code = run_tool('scorecard', run, args, debug=args.debug)
+    if code == INTERRUPTED:
+        print('the same command goes on', file=sys.stderr)
+    return code
 
 
 if __name__ == '__main__':

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from poa_mm.mistakes import add_debug, run_tool
+
 EXPORT = Path(__file__).with_name('export_subnet.py')
 
 
@@ -37,6 +39,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar='EXPORT_ARGS',
         help='last of all: export the choice, with these arguments of tools/export_subnet.py, such as --to timm -o DIR',
     )
+    add_debug(parser)
     args = parser.parse_args(argv)
     if args.then is not None and not args.then:
         parser.error('--then needs arguments of tools/export_subnet.py, such as --to timm -o DIR')
@@ -105,11 +108,8 @@ def verified(
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    try:
-        return run(args)
-    except (ValueError, OSError) as error:  # what users get wrong, in one line
-        print(f'select_subnet.py: error: {" ".join(str(error).split())}', file=sys.stderr)
-        return 2
+    outcome: list[int] = []
+    return run_tool('select_subnet', lambda: outcome.append(run(args)), debug=args.debug) or outcome[0]
 
 
 if __name__ == '__main__':

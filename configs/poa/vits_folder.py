@@ -11,11 +11,14 @@ _base_ = 'vits_in1k_1gpu.py'
 
 from poa_mm.recipes import schedule
 
+batch_size = 64
+accumulate = 16  # batches of one update
+
 recipe = dict(**_base_.recipe)
-recipe.update(images='data', epochs=300, ramp_epochs=30)  # as many images as there are
+recipe.update(batch_size=batch_size, accumulate=accumulate, images='data', epochs=300, ramp_epochs=30)  # all there are
 optim_wrapper, param_scheduler, custom_hooks, train_cfg = schedule(**recipe)
 
-train_dataloader = dict(dataset=dict(data_prefix='data/images'))
+train_dataloader = dict(batch_size=batch_size, dataset=dict(data_prefix='data/images'))
 
 class_pipeline = _base_.knn_pipeline
 knn = dict(

@@ -26,7 +26,7 @@ from the paper's recipe, and why:
   starts late. KoLeo gets the features going; then the class and patch losses take over.
 """
 
-_base_ = '../_base_/default_runtime.py'
+_base_ = ['../_base_/default_runtime.py', '../_base_/datasets/digits.py']
 
 from poa_mm.recipes import schedule
 
@@ -50,7 +50,7 @@ optim_wrapper, param_scheduler, custom_hooks, train_cfg = schedule(**recipe)
 # --- model -----------------------------------------------------------------------------------
 model = dict(
     type='POA',
-    data_preprocessor=dict(mean=[78.0] * 3, std=[95.0] * 3),
+    data_preprocessor=_base_.data_preprocessor,
     backbone=dict(
         type='ElasticVisionTransformer',
         arch=dict(embed_dims=96, num_layers=6, num_heads=6, feedforward_channels=192),
@@ -70,29 +70,4 @@ model = dict(
         init_cfg=dict(type='TruncNormal', layer='Linear', std=0.1, bias=0.0),
     ),
 )
-
-# --- data ------------------------------------------------------------------------------------
-crop = dict(type='RandomResizedCrop', scale=8, crop_ratio_range=(0.6, 1.0), interpolation='bicubic')
-local_crop = dict(type='RandomResizedCrop', scale=8, crop_ratio_range=(0.35, 0.6), interpolation='bicubic')
-train_pipeline = [
-    dict(type='MultiView', num_views=[2, 2], transforms=[[crop], [local_crop]]),
-    dict(type='BlockMask', grid=2, prob=0.5, ratio=(0.25, 0.5), min_patches=1),  # one of the four patches
-    dict(type='PackInputs'),
-]
-train_dataloader = dict(
-    batch_size=recipe['batch_size'],
-    num_workers=1,
-    drop_last=True,
-    sampler=dict(type='ResumableSampler', shuffle=True),
-    collate_fn=dict(type='default_collate'),
-    dataset=dict(type='Digits', split='train', pipeline=train_pipeline),
-)
-
-# --- evaluation ------------------------------------------------------------------------------
-knn_loader = dict(batch_size=256, num_workers=0)
-knn = dict(
-    bank=dict(**knn_loader, dataset=dict(type='Digits', split='train', pipeline=[dict(type='PackInputs')])),
-    query=dict(**knn_loader, dataset=dict(type='Digits', split='test', pipeline=[dict(type='PackInputs')])),
-    ks=(10, 20),
-    temperature=0.07,
-)
+train_dataloader = dict(batch_size=recipe['batch_size'])

@@ -16,13 +16,13 @@ GREY = dict(
     type='mmpretrain.RandomGrayscale', prob=1.0, channel_weights=(0.114, 0.587, 0.299)
 )  # as OpenCV weighs B, G and R
 
+# Without an import: mmengine may take a config that has one for a config in pure Python, which cannot do this.
 BESIDE = '''
-import os
-
 
 def beside(name):
     """Path of a file in the folder of this config, which is where its code is from."""
-    return os.path.join(os.path.dirname(beside.__code__.co_filename), name)
+    path = __import__('os').path
+    return path.join(path.dirname(beside.__code__.co_filename), name)
 
 '''
 
@@ -76,7 +76,8 @@ DOWNSTREAM_CONFIG = (
 
 _base_ = f'{{__import__("poa_mm").__path__[0]}}/../configs/{base}'
 '''
-    + BESIDE.replace('\nimport os\n', '\nimport os\n\n{task_import}\n', 1)
+    + '\n{task_import}\n'
+    + BESIDE
     + """
 model = {task}(
     dict(

@@ -36,7 +36,7 @@ _ENTRIES: dict[str, set[str]] = {
     'env_cfg.mp_cfg': {'mp_start_method', 'opencv_num_threads'},
     'env_cfg.dist_cfg': {'timeout'},  # the backend follows from the machine
     'randomness': {'seed', 'diff_rank_seed', 'deterministic'},
-    'auto_scale_lr': {'enable', 'base_batch_size'},
+    'auto_scale_lr': {'enable', 'base_batch_size', 'gpus'},
     'custom_imports': {'imports', 'allow_failed_imports'},
     'optim_wrapper.clip_grad': {'type', 'max_norm', 'norm_type', 'error_if_nonfinite', 'foreach', 'clip_value'},
     'recipe': set(Recipe.__dataclass_fields__),

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 import torch.distributed as torch_dist
 from mmengine.config import Config
-from mmengine.dist import barrier, init_dist, is_distributed, is_main_process
+from mmengine.dist import barrier, get_world_size, init_dist, is_distributed, is_main_process
 from mmengine.logging import print_log
 from mmengine.registry import MODELS
 
-from poa_mm.compat import check_downstream
+from poa_mm.compat import check_downstream, import_downstream
 from poa_mm.mistakes import UserError
 
 from .config_keys import READ_BY_A_RUN
@@ -26,8 +26,9 @@ from .data_config import check_channels, count_images, place_indices
 from .hooks.once import check_lists
 from .late_freezing import LATE, freezes_late
 from .memory import keep_freed_memory
-from .options import OptionError, merge_options
+from .options import OptionError, Text, merge_options
 from .preflight import check_data
+from .recipe_checks import check_lengths, fit_batch
 from .sync_bn import UNSYNCED
 from .sync_bn import unsync_bn as _unsync_bn
 
@@ -55,12 +56,12 @@ def read_config(
 
     Raises:
         ConfigError: If the file is missing or cannot be read, or a library that it builds on is not installed.
-        OptionError: As :func:`~poa_mm.engine.options.merge_options`; if ``options`` name another work dir.
+        OptionError: As :func:`~poa_mm.engine.options.merge_options`; if a command line names another work dir.
         ValueError: If the recipe has no such number.
     """
     cfg = read_file(path)
     merge_options(cfg, options, reads)
-    if work_dir and 'work_dir' in (options or {}) and str(work_dir) != cfg.work_dir:
+    if work_dir and isinstance((options or {}).get('work_dir'), Text) and str(work_dir) != cfg.work_dir:
         raise OptionError(f'the work dir is given twice, as {str(work_dir)!r} and as {cfg.work_dir!r}')
     cfg.work_dir = str(work_dir or cfg.get('work_dir') or Path('work_dirs', Path(path).stem))
     return cfg
@@ -77,12 +78,15 @@ def read_file(path: str | os.PathLike) -> Config:
         raise ConfigError(f'{path}: expected a config file, found {"a folder" if Path(path).is_dir() else "nothing"}')
     try:
         cfg = Config.fromfile(path)
-        check_downstream(cfg.get('default_scope'))
-        return cfg
     except Exception as error:
         lines = [f'line {entry.lineno}: ' for entry in traceback.extract_tb(error.__traceback__) if not entry.filename]
         where = lines[-1] if lines else ''
         raise ConfigError(f'{path}: cannot be read: {where}{type(error).__name__}: {error}') from error
+    try:
+        check_downstream(cfg.get('default_scope'))
+    except ImportError as error:
+        raise ConfigError(f'{path}: {error}') from error
+    return cfg
 
 
 def init_distributed(launcher: str, timeout: float | None = None) -> None:
@@ -126,7 +130,7 @@ def leave_distributed() -> None:
     torch_dist.destroy_process_group()
 
 
-def prepare(cfg: Config, launcher: str, parts: Sequence[str] = ('train', 'val')) -> None:
+def prepare(cfg: Config, launcher: str, parts: Sequence[str] = ('train', 'val'), scale_to_gpus: bool = False) -> None:
     """Look for the data, initialise the process group and fit ``cfg`` to data and machine, before a Runner is built.
 
     Without a GPU, the process keeps the memory that it frees (:func:`~poa_mm.engine.memory.keep_freed_memory`).
@@ -139,12 +143,15 @@ def prepare(cfg: Config, launcher: str, parts: Sequence[str] = ('train', 'val'))
         launcher: As for :func:`init_distributed`.
         parts: Whose data the run needs, as for :func:`~poa_mm.engine.preflight.check_data`.
             Default: ``'train'`` and ``'val'``.
+        scale_to_gpus: As of :func:`~poa_mm.engine.recipe_checks.fit_batch`. Default: False.
 
     Raises:
+        BatchError: As :func:`~poa_mm.engine.recipe_checks.fit_batch`.
         FileNotFoundError: If data that the config names is missing.
         ValueError: As :func:`init_distributed`, :func:`~poa_mm.engine.data_config.count_images` and
             :func:`~poa_mm.engine.hooks.once.check_lists`.
     """
+    import_downstream(cfg.get('default_scope'))
     check_lists(cfg)
     check_data(cfg, parts)
     place_indices(cfg)
@@ -152,7 +159,9 @@ def prepare(cfg: Config, launcher: str, parts: Sequence[str] = ('train', 'val'))
         check_channels(cfg)
     init_distributed(launcher, cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout'))
     if 'train' in parts:
+        fit_batch(cfg, get_world_size(), scale_to_gpus)
         count_images(cfg)
+        check_lengths(cfg)
     cfg.launcher = launcher
     if (cfg.get('randomness') or {}).get('deterministic'):
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # torch asks for it on GPUs

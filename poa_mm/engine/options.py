@@ -82,7 +82,8 @@ def merge_options(
 
     Args:
         cfg: Changed in place.
-        options: Values by dotted keys; those that are no :class:`Text` are taken as they are. Default: None.
+        options: Values by dotted keys; those that are no :class:`Text` are taken as they are, and so are their keys.
+            Default: None.
         reads: Names of the top-level entries that the command reads. Default: those of a run.
         name: Of the option, for errors. Default: ``'--cfg-options'``.
 
@@ -90,15 +91,16 @@ def merge_options(
         OptionError: If nothing will read a key (names one that works), or a value cannot be meant.
         ValueError: If the recipe has no such number.
     """
+    typed = [key for key, value in (options or {}).items() if isinstance(value, Text) and not key.startswith('recipe.')]
     options = {key: _value(cfg, key, value, name) for key, value in (options or {}).items()}
     before = copy.deepcopy(cfg._cfg_dict.to_dict())
     numbers = {key: options.pop(key) for key in list(options) if key.startswith('recipe.')}
     if numbers:
         follow(cfg, **{key.removeprefix('recipe.'): value for key, value in numbers.items()})
     try:
-        check_keys(before, before, list(options), reads, only_paths=True)
+        check_keys(before, before, typed, reads, only_paths=True)
         cfg.merge_from_dict(options)
-        check_keys(before, cfg._cfg_dict.to_dict(), list(options), reads)
+        check_keys(before, cfg._cfg_dict.to_dict(), typed, reads)
     except (KeyError, TypeError, ValueError) as error:
         raise OptionError(f'{name} {error.args[0] if error.args else error}') from error
     if any(key.startswith('custom_imports.') or key == 'custom_imports' for key in options):

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any
 
+from mmengine.logging import print_log
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
-from poa_mm.checkpoint import load_teacher
+from poa_mm.checkpoint import (
+    SUPERNET_KEY,
+    compare_normalisation,
+    description_of,
+    load_teacher,
+    read_checkpoint,
+)
 from poa_mm.elastic import Subnet, SubnetSpace
 from poa_mm.engine.pretrained import load_weights
 from poa_mm.models.backbones import ElasticResNet, ElasticSwinTransformer, ElasticVisionTransformer, Features
@@ -44,13 +52,19 @@ class StockBackbone(nn.Module):
         return self.family.plain_features(self.backbone, x)
 
 
-def load_backbone(config: Mapping[str, Any], checkpoint: str | os.PathLike | None = None) -> nn.Module:
+def load_backbone(
+    config: Mapping[str, Any],
+    checkpoint: str | os.PathLike | None = None,
+    preprocessor: nn.Module | None = None,
+) -> nn.Module:
     """The backbone to score, in evaluation mode, with weights that fit it to the last key.
 
     Args:
         config: Of an elastic backbone, or of the network that was cut out of one.
         checkpoint: Of the pre-training, or the file of the extracted weights. Default: the one that
             ``init_cfg=dict(type='Pretrained', checkpoint=...)`` of the backbone names.
+        preprocessor: The data preprocessor that images will go through, to compare with what the checkpoint records.
+            Default: nothing is compared.
 
     Returns:
         What :func:`~poa_mm.evaluation.evaluate_knn` takes: the teacher, or the extracted network with a space of
@@ -58,12 +72,20 @@ def load_backbone(config: Mapping[str, Any], checkpoint: str | os.PathLike | Non
 
     Raises:
         CheckpointError: If the file cannot be read or does not fit.
-        ValueError: If there is no checkpoint, or the backbone is of another kind.
+        ValueError: If there is no checkpoint, the backbone is of another kind, or images would be normalised otherwise
+            than in the pre-training.
     """
     init_cfg = config.get('init_cfg')
     checkpoint = checkpoint or (init_cfg.get('checkpoint') if isinstance(init_cfg, Mapping) else None)
     if checkpoint is None:
         raise ValueError('no checkpoint: give one, or name it in init_cfg of the backbone')
+    backbone = _loaded(config, checkpoint)
+    if preprocessor is not None:
+        check_normalisation(preprocessor, checkpoint)
+    return backbone
+
+
+def _loaded(config: Mapping[str, Any], checkpoint: str | os.PathLike) -> nn.Module:
     kind = config.get('type')
     kind = MODELS.get(kind) if isinstance(kind, str) else kind
     if hasattr(kind, 'extract'):
@@ -74,3 +96,39 @@ def load_backbone(config: Mapping[str, Any], checkpoint: str | os.PathLike | Non
     backbone = StockBackbone(config, family)
     load_weights(backbone.backbone, checkpoint, name='backbone')
     return backbone.eval()
+
+
+def check_normalisation(preprocessor: nn.Module, checkpoint: str | os.PathLike) -> None:
+    """Check that images are normalised as a checkpoint records it.
+
+    Args:
+        preprocessor: The data preprocessor.
+        checkpoint: As for :func:`load_backbone`. One that does not say is named in the log.
+
+    Raises:
+        CheckpointError: If the file cannot be read.
+        ValueError: If they are not; names both values.
+    """
+    content = read_checkpoint(checkpoint, weights=False)
+    if SUPERNET_KEY in content:
+        stored = dict(content[SUPERNET_KEY].get('data_preprocessor') or {})
+        stored['to_rgb'] = any(stored.get(key) for key in ('to_rgb', 'bgr_to_rgb', 'rgb_to_bgr'))
+    else:
+        description = description_of(content.get('meta'), checkpoint)
+        stored = description.normalisation if description is not None else None
+    if not stored or stored.get('mean') is None:
+        print_log(f'{checkpoint} does not say how its images were normalised: this is not compared.', 'current')
+        return
+    differences, normalises = compare_normalisation(preprocessor, stored)
+    if not normalises:
+        print_log(
+            f'The data preprocessor does not normalise, as the pre-training of {checkpoint} did (mean '
+            f'{stored["mean"]}): the pipeline has to.',
+            'current',
+            logging.WARNING,
+        )
+    if differences:
+        raise ValueError(
+            f'{checkpoint}: images would be normalised otherwise than in its pre-training: '
+            + '; '.join(map(str, differences))
+        )

@@ -56,7 +56,7 @@ def open_data(cfg: Config) -> EvaluationData:
     if labels is not None:
         dataset = dict(type=RelabelledDataset, dataset=entry['query']['dataset'], labels=labels)
         query = _build_loader({**entry['query'], 'dataset': dataset}, 'knn.query')
-    return EvaluationData(bank, query, _build_preprocessor(cfg), entry)
+    return EvaluationData(bank, query, build_preprocessor(cfg), entry)
 
 
 def _labels_of_query(known: Sequence[str] | None, names: Sequence[str] | None) -> list[int] | None:
@@ -102,7 +102,8 @@ def _build_loader(loader: Mapping[str, Any], key: str = 'knn') -> DataLoader:
         raise ValueError(f'{key}.dataset: {error}') from error
 
 
-def _build_preprocessor(cfg: Config) -> nn.Module:
+def build_preprocessor(cfg: Config) -> nn.Module:
+    """The data preprocessor of a config."""
     # The two places where mmengine's Runner looks.
     preprocessor = (cfg.get('model') or {}).get('data_preprocessor') or cfg.get('data_preprocessor') or {}
     return MODELS.build({'type': 'SelfSupDataPreprocessor', **preprocessor})

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -79,6 +80,7 @@ class Measurement:
         unfinished: Results so far.
         write_onnx: Exports a network, for onnxruntime; see :mod:`~poa_mm.evaluation.runtimes`. Default: None.
         progress: Show progress. Default: True.
+        clock: Gives seconds. Default: the time that passes.
     """
 
     def __init__(
@@ -88,7 +90,9 @@ class Measurement:
         unfinished: Unfinished,
         write_onnx: WriteOnnx | None = None,
         progress: bool = True,
+        clock: Callable[[], float] = time.perf_counter,
     ):
+        self.clock = clock
         self.backbone = backbone
         self.space: SubnetSpace = backbone.space
         self.settings = settings
@@ -207,7 +211,7 @@ class Measurement:
         for (name, device), runtime in self._runtimes.items():
             with runtime.open(subnet) as load:
                 for batch, images in self._images.items():
-                    times[str(Condition(name, device, batch))] = time_visit(load(images))
+                    times[str(Condition(name, device, batch))] = time_visit(load(images), clock=self.clock)
         return times
 
     def _measure_memory(self, subnets: Sequence[Subnet]) -> dict[Subnet, dict[str, int | None]]:

@@ -63,6 +63,7 @@ _base_ = {base!r}
 custom_imports = dict(imports=['poa_mm', 'fault_hook'])
 custom_hooks = [*_base_.custom_hooks, dict(type='FaultHook', folder={folder!r}, **{fault!r})]
 model = dict(backbone=dict(drop_path_rate=0.2))
+recipe = dict(gpus={ranks}, batch_size=8)
 train_dataloader = dict(batch_size=8, num_workers={workers}, persistent_workers={workers} > 0)
 train_cfg = dict(max_iters=6)
 default_hooks = dict(checkpoint=dict(interval={interval}), nonfinite=dict(max_in_a_row=2))
@@ -80,7 +81,8 @@ class Runs:
 
     def run(self, *args, options=(), **fault):
         base = str(ROOT / 'configs' / 'poa' / 'vitt_digits.py')
-        text = RUN.format(base=base, folder=str(self.folder), fault=fault, workers=self.workers, interval=self.interval)
+        how = dict(fault=fault, workers=self.workers, interval=self.interval, ranks=self.ranks)
+        text = RUN.format(base=base, folder=str(self.folder), **how)
         (self.folder / 'config.py').write_text(text)
         return subprocess.run(
             [ROOT / 'tools' / 'dist_train.sh', self.folder / 'config.py', str(self.ranks)]

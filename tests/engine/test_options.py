@@ -249,7 +249,9 @@ def test_values_of_the_api_are_taken_as_they_are(config):
     cfg = config()
     merge_options(cfg, {PATH: '2023', 'train_cfg.max_iters': 3, 'custom_hooks': []})
     assert (find(cfg, PATH), cfg.train_cfg.max_iters, cfg.custom_hooks) == ('2023', 3, [])
+    merge_options(cfg, {'of_a_script': 1})
     merge_options(cfg, None)
+    assert cfg.of_a_script == 1
 
 
 def test_custom_imports_are_imported(config, tmp_path, monkeypatch):

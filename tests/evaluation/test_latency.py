@@ -20,6 +20,11 @@ def test_calls_are_bounded_both_ways():
     assert len(time_visit(lambda: time.sleep(0.01), seconds=0)) == 2
 
 
+def test_time_is_that_of_the_clock():
+    ticks = iter(range(100))
+    assert time_visit(lambda: None, seconds=3, clock=lambda: next(ticks)) == [1, 1, 1]
+
+
 def test_summary():
     timing = summarise([0.01 * n for n in range(1, 12)], batch=6)
     assert timing.median_ms == pytest.approx(60)

@@ -42,7 +42,7 @@ def measure(monkeypatch, tmp_path):
     def measure(machine, space=space, **settings):
         backbone = SimpleNamespace(space=space, in_channels=3, img_size=(8, 8), cost=lambda subnet: Cost(1, 2))
         monkeypatch.setattr(measurement, 'make_runtime', lambda *args, **kwargs: machine)
-        monkeypatch.setattr(measurement, 'time_visit', lambda run: [machine.latency(run[0]) * run[1]] * 2)
+        monkeypatch.setattr(measurement, 'time_visit', lambda run, clock: [machine.latency(run[0]) * run[1]] * 2)
         unfinished = Unfinished(tmp_path, {'settings': 'the same'})
         try:
             return Measurement(backbone, MeasureSettings(**settings), unfinished, progress=False).run()

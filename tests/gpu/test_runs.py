@@ -238,6 +238,7 @@ def rank_of_two(rank, folder, cfg, port):
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason='needs two CUDA devices')
 def test_two_gpus_agree(digits_run, tmp_path):
     cfg = digits_run(tmp_path / 'work', max_iters=3, **AMP).to_dict()
+    cfg['recipe'].update(gpus=2, batch_size=cfg['train_dataloader']['batch_size'])
     mp.spawn(rank_of_two, (str(tmp_path), cfg, free_port()), nprocs=2)
     first, second = (torch.load(tmp_path / f'{rank}.pth', weights_only=False) for rank in range(2))
     assert first['backend'] == 'nccl'

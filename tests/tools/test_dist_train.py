@@ -83,6 +83,7 @@ pipeline = [
 ]
 train_dataloader = dict(batch_size={batch_size}, num_workers=0, persistent_workers=False,
                         dataset=dict(_delete_=True, type='Digits', pipeline=pipeline))
+recipe = dict(gpus={gpus}, batch_size={batch_size})
 train_cfg = dict(max_iters=3)
 log_level = 'ERROR'
 """
@@ -99,7 +100,8 @@ def run_on(processes, name, folder):
     folder.mkdir()
     (folder / 'dump_hook.py').write_text(HOOK)
     config = folder / 'config.py'
-    config.write_text(RUN.format(base=str(base), folder=str(folder), size=size, grid=grid, batch_size=16 // processes))
+    sizes = dict(size=size, grid=grid, batch_size=16 // processes, gpus=processes)
+    config.write_text(RUN.format(base=str(base), folder=str(folder), **sizes))
     # A run after the ramps of the recipe would have started: every loss takes part.
     options = ['--cfg-options', 'custom_hooks.1.patch_loss_start=0', 'custom_hooks.1.freeze_prototypes_iters=0']
     done = dist_train(config, processes, '--work-dir', folder / 'work', *options, PYTHONPATH=str(folder))

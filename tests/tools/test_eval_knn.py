@@ -175,7 +175,7 @@ def test_extracted_config_of_every_family_scores_as_in_the_supernet(
     family, subnet, run, files, supernets, supernet_file, tmp_path
 ):
     extract_subnets(supernet_file(family), [subnet], tmp_path)
-    normalisation = 'data_preprocessor=dict(mean=[100.0] * 3, std=[80.0] * 3, to_rgb=True)'
+    normalisation = 'data_preprocessor=dict(mean=[1.5, 2.5, 3.5], std=[4.0, 5.0, 6.0])'  # what the checkpoint says
     supernet = f"type='POA', backbone={supernets[family]!r}, {normalisation}"
     extracted = str(tmp_path / f'poa_{subnet}.py')
     (tmp_path / 'supernet.py').write_text(FAMILY.format(base=[], model=supernet, data=files))
@@ -188,3 +188,27 @@ def test_extracted_config_of_every_family_scores_as_in_the_supernet(
         scores.append(json.loads((tmp_path / 'knn.json').read_text()))
     assert list(scores[0]) == [subnet] and scores[0] == scores[1]
     assert 0.2 < scores[0][subnet]['accuracy'] <= 1, 'better than one in ten'
+
+
+@pytest.mark.parametrize('extracted', [False, True])
+@pytest.mark.parametrize(
+    ('normalisation', 'message'),
+    [
+        ('mean=[1.5, 2.5, 3.6], std=[4.0, 5.0, 6.0]', 'mean'),
+        ('mean=[1.5, 2.5, 3.5], std=[4.0, 5.0, 5.0]', 'std'),
+        ('mean=[1.5, 2.5, 3.5], std=[4.0, 5.0, 6.0], to_rgb=True', 'RGB'),
+    ],
+)
+def test_another_normalisation_than_the_checkpoint_records(
+    run, files, supernets, supernet_file, tmp_path, extracted, normalisation, message
+):
+    model = f"type='POA', backbone={supernets['vit']!r}, data_preprocessor=dict({normalisation})"
+    base, arguments = [], [str(supernet_file('vit'))]
+    if extracted:
+        extract_subnets(supernet_file('vit'), ['48x3'], tmp_path)
+        model, base, arguments = f'data_preprocessor=dict({normalisation})', str(tmp_path / 'poa_48x3.py'), []
+    (tmp_path / 'other.py').write_text(FAMILY.format(base=base, model=model, data=files))
+    code, _, err = run(str(tmp_path / 'other.py'), *arguments, '-o', str(tmp_path / 'out'))
+    line = err.splitlines()[-1]
+    assert code == 2 and 'normalised otherwise than in its pre-training' in line and message in line
+    assert not (tmp_path / 'out').exists()

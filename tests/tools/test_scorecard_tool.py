@@ -30,7 +30,7 @@ def checkpoint(tmp_path_factory):
 def test_arguments_reach_the_scorecard(checkpoint, tmp_path, capsys, monkeypatch):
     from poa_mm.evaluation.scorecard_files import read_scorecard
 
-    monkeypatch.setattr('poa_mm.evaluation.measurement.time_visit', lambda run: [0.002, 0.004])
+    monkeypatch.setattr('poa_mm.evaluation.measurement.time_visit', lambda run, clock: [0.002, 0.004])
     monkeypatch.setattr('poa_mm.evaluation.runtimes.TorchRuntime.peak_memory', lambda *args: 1000)
     options = ['--batch', '1', '3', '--protocol', 'linear', '--rounds', '1', '--threads', '2', '--measure-all']
     options += ['--cfg-options', 'knn.query.dataset.split=train']
@@ -66,7 +66,7 @@ def test_what_users_get_wrong_is_one_line_and_nothing_is_written(arguments, mess
     arguments = [checkpoint if argument == 'CHECKPOINT' else argument for argument in arguments]
     assert tool.main([*arguments, '-o', str(tmp_path / 'new')]) == 2
     err = capsys.readouterr().err
-    assert err.startswith('scorecard.py: error: ') and message in err and err.count('\n') == 1
+    assert err.startswith('scorecard: error: ') and message in err and err.count('\n') == 1
     assert not (tmp_path / 'new').exists()
 
 

@@ -112,7 +112,7 @@ def test_what_users_get_wrong_is_one_line(arguments, message, write, capsys, tmp
     before = sorted(tmp_path.iterdir())
     assert tool.main([path if argument == 'CARD' else argument for argument in arguments]) == 2
     out, err = capsys.readouterr()
-    assert err.startswith('select_subnet.py: error: ') and message in err and err.count('\n') == 1
+    assert err.startswith('select_subnet: error: ') and message in err and err.count('\n') == 1
     assert not out and sorted(tmp_path.iterdir()) == before
 
 

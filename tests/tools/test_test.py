@@ -131,9 +131,11 @@ def test_scores_and_draws_what_a_run_wrote(run, folder, tmp_path, library):
     """The checkpoint is one of tools/train.py, with all that mmengine stores beside the weights."""
     assert run('train.py', f'{library}.py')[0] == 0
     checkpoint = folder / 'work_dirs' / library / 'iter_1.pth'
+    text = f"_base_ = '{library}.py'\nload_from = 'none.pth'\n"  # the checkpoint is the one that is given
+    (folder / f'{library}_from.py').write_text(text)
     code, *_ = run(
         'test.py',
-        f'{library}.py',
+        f'{library}_from.py',
         checkpoint,
         '--show-dir',
         tmp_path / 'shown',
@@ -141,8 +143,6 @@ def test_scores_and_draws_what_a_run_wrote(run, folder, tmp_path, library):
         tmp_path / 'out.pkl',
         '--work-dir',
         tmp_path / 'work',
-        '--cfg-options',
-        f'load_from={checkpoint.with_name("none.pth")}',
     )
     assert code == 0
     (scores,) = tmp_path.glob('work/*/*.json')
@@ -171,7 +171,9 @@ def test_a_checkpoint_that_does_not_fit(run, folder, checkpoint, tmp_path):
     torch.save({'state_dict': subnet, 'meta': {'subnet': '16x2'}}, tmp_path / 'extracted.pth')
     code, _, err = run('test.py', 'mmpretrain.py', tmp_path / 'extracted.pth')
     assert code == 2
-    assert err.splitlines()[-1].startswith(f'test: {tmp_path}/extracted.pth does not fit ImageClassifier: missing ')
+    assert err.splitlines()[-1].startswith(
+        f'test: error: {tmp_path}/extracted.pth does not fit ImageClassifier: missing '
+    )
     assert err.splitlines()[-1].endswith('the file holds subnet 16x2')
 
 

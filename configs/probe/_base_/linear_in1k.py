@@ -34,6 +34,7 @@ optim_wrapper = dict(
     optimizer=dict(type='SGD', lr=1.0, momentum=0.9, weight_decay=0.0),  # lr: a factor on the head's
     constructor='LinearSweepOptimWrapperConstructor',
 )
+auto_scale_lr = dict(base_batch_size=gpus * batch_size, gpus=gpus)
 param_scheduler = dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=True, convert_to_iter_based=True)
 train_cfg = dict(by_epoch=True, max_epochs=100, val_interval=1)
 val_cfg = dict()

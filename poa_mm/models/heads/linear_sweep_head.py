@@ -11,6 +11,8 @@ from mmpretrain.models.heads import ClsHead
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
+from ..frozen import silence_frozen
+
 
 @MODELS.register_module()
 class LinearSweepHead(ClsHead):
@@ -18,7 +20,9 @@ class LinearSweepHead(ClsHead):
 
     The loss is the sum of all classifiers' losses. They share no parameter, so the gradient of each is its
     own and every one trains as if it were alone; ``LinearSweepOptimWrapperConstructor`` hands each its
-    learning rate. Losses are logged as ``loss_lr_0.01``; with ``cal_acc``, accuracies of the batch likewise.
+    learning rate. One that diverges gets no gradient any more, so that it does not stop the others where gradients are
+    looked at together: by a gradient scaler, or for clipping. Losses are logged as ``loss_lr_0.01``; with ``cal_acc``,
+    accuracies of the batch likewise.
 
     Args:
         num_classes: Number of classes.
@@ -45,6 +49,7 @@ class LinearSweepHead(ClsHead):
         if not self.lrs or not all(lr > 0 for lr in self.lrs) or len(set(self.names)) < len(self.lrs):
             raise ValueError(f'lrs {list(lrs)} must be distinct positive learning rates, at least one')
         self.classifiers = nn.ModuleList(nn.Linear(in_channels, num_classes) for _ in self.lrs)
+        self._register_state_dict_hook(_without_nan)
 
     def forward(self, feats: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Features, of which the last ``(B, in_channels)`` counts, to logits ``(B, num_classes)`` by rate."""
@@ -53,11 +58,14 @@ class LinearSweepHead(ClsHead):
 
     def loss(self, feats: tuple[Tensor, ...], data_samples: list[DataSample], **kwargs) -> dict[str, Tensor]:
         """What ``ClsHead`` gives for one classifier, for each: ``{'loss_lr_0.01': ..., ...}``."""
-        return {
-            f'{key}_{name}': value
-            for name, logits in zip(self.names, self(feats))
-            for key, value in self._get_loss(logits, data_samples, **kwargs).items()
-        }
+        losses = {}
+        for name, logits in zip(self.names, self(feats)):
+            # Where it has diverged, a constant, through which no gradient goes: that of NaN would be NaN, whatever the
+            # factor.
+            logits = torch.where(logits.isfinite().all(), logits, 0.0)
+            found = self._get_loss(logits, data_samples, **kwargs)
+            losses |= {f'{key}_{name}': value for key, value in found.items()}
+        return losses
 
     def predict(
         self, feats: tuple[Tensor, ...], data_samples: Sequence[DataSample | None] | None = None
@@ -76,6 +84,15 @@ class LinearSweepHead(ClsHead):
         return samples
 
 
+def _without_nan(head: nn.Module, state: dict[str, Tensor], prefix: str, metadata: dict) -> None:
+    """Store classifiers that have diverged as zeros: a file with NaN in it would be refused, and with it the others."""
+    for index in range(len(head.lrs)):
+        names = [f'{prefix}classifiers.{index}.{name}' for name in ('weight', 'bias')]
+        finite = all(bool(state[name].isfinite().all()) for name in names if name in state and not state[name].is_meta)
+        if not finite:
+            state.update({name: torch.zeros_like(state[name]) for name in names if name in state})
+
+
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class LinearSweepOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """Gives each classifier of a :class:`LinearSweepHead` its learning rate, read off the head.
@@ -89,6 +106,7 @@ class LinearSweepOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     def __call__(self, model: nn.Module) -> OptimWrapper:
         """Build the optimizer and its wrapper."""
         model = getattr(model, 'module', model)  # out of DistributedDataParallel
+        silence_frozen(model)
         model.train()  # when mmpretrain's Swin freezes what it is to
         others = [
             name

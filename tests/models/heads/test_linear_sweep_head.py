@@ -74,6 +74,35 @@ def test_learning_rates_that_make_no_sweep(lrs):
         LinearSweepHead(5, 8, lrs)
 
 
+@pytest.mark.parametrize('value', [float('nan'), float('inf'), 3e38])
+def test_one_that_diverges_leaves_the_others_alone(head, batch, value):
+    """Gradient scalers and clipping look at all gradients together."""
+    features, samples = batch
+    sum(head.loss((features,), samples).values()).backward()
+    expected = [linear.weight.grad.clone() for linear in head.classifiers]
+    with torch.no_grad():
+        head.classifiers[1].weight.fill_(value)
+    head.zero_grad()
+    losses = head.loss((features * 10 if value == 3e38 else features,), samples)
+    sum(losses.values()).backward()
+    assert all(param.grad.isfinite().all() for param in head.parameters())
+    assert all(loss.isfinite() for loss in losses.values())
+    assert not head.classifiers[1].weight.grad.any()
+    if value != 3e38:
+        assert torch.equal(head.classifiers[0].weight.grad, expected[0])
+        assert torch.equal(head.classifiers[2].weight.grad, expected[2])
+
+
+def test_one_that_has_diverged_is_stored_as_zeros(head):
+    plain = {key: value.clone() for key, value in head.state_dict().items()}
+    with torch.no_grad():
+        head.classifiers[2].bias[0] = float('nan')
+    state = head.state_dict()
+    for key, value in plain.items():
+        assert torch.equal(state[key], torch.zeros_like(value) if key.startswith('classifiers.2.') else value)
+    assert head.classifiers[2].bias.isnan().any(), 'the head itself is as it was'
+
+
 # --- training --------------------------------------------------------------------------------
 
 
