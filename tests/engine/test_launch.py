@@ -147,6 +147,6 @@ def test_a_short_run_has_lines_in_its_log(length, interval):
     cfg = Config(
         dict(default_hooks=dict(logger=dict(type='LoggerHook', interval=50)), train_cfg=dict(max_iters=length))
     )
-    launch.show_short_runs(cfg)
+    launch._show_short_runs(cfg)
     assert cfg.default_hooks.logger.interval == interval
-    launch.show_short_runs(Config(dict(train_cfg=dict(max_epochs=3))))
+    launch._show_short_runs(Config(dict(train_cfg=dict(max_epochs=3))))
