@@ -124,3 +124,18 @@ def test_what_is_not_there(demo, tmp_path):
     (tmp_path / 'other.py').write_text("model = dict(backbone=dict(type='ResNet', depth=50))\n")
     with pytest.raises(CheckpointError, match='config of an extracted subnet'):
         apis.load_subnet(tmp_path / 'other.py')
+
+
+def test_a_config_that_was_edited_is_compared_with_its_weights(demo, tmp_path):
+    extract_subnets(demo / DEMO, ['48x3'], tmp_path, verify=False)
+    path = tmp_path / 'poa_48x3.py'
+    apis.load_subnet(path)
+    text = path.read_text()
+    for before, after, message in (
+        ("'num_heads': 3", "'num_heads': 6", r'num_heads is 6, in the file 3'),
+        ('img_size=(8, 8)', 'img_size=(16, 4)', 'the grid of patches'),
+    ):
+        assert before in text
+        path.write_text(text.replace(before, after))
+        with pytest.raises(CheckpointError, match=message):
+            apis.load_subnet(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -37,6 +38,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
+    logging.getLogger('torch.onnx').setLevel(logging.ERROR)  # it warns of operators that no network here has
     from rich.console import Console
     from rich.table import Table
 

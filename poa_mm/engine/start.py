@@ -6,7 +6,7 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from poa_mm.checkpoint import read_checkpoint
+from poa_mm.checkpoint import SCHEME, read_checkpoint
 from poa_mm.models.frozen import silence_frozen
 
 from .console import ShortConsoleRunner
@@ -14,7 +14,7 @@ from .contracts import check_contracts, check_recorded_classes
 from .hooks import StrictPretrainedHook
 from .hooks.model import model_of
 from .hooks.once import check_hooks
-from .resume import check_resumable, set_start
+from .resume import check_resumable, check_start, set_start
 
 
 def build_runner(cfg: Config, resume: str | None = None) -> Runner:
@@ -38,6 +38,9 @@ def build_runner(cfg: Config, resume: str | None = None) -> Runner:
     if resumed:
         checkpoint = read_checkpoint(resumed, weights=False)
         check_resumable(checkpoint, model_of(runner), resumed)
+    elif str(cfg.get('load_from')).startswith(SCHEME):
+        start = cfg.load_from.removeprefix(SCHEME)
+        check_start(read_checkpoint(start, weights=False), model_of(runner), start)
     silence_frozen(model_of(runner))
     check_contracts(runner)
     if resumed:
