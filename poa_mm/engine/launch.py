@@ -161,6 +161,7 @@ def prepare(cfg: Config, launcher: str, parts: Sequence[str] = ('train', 'val'),
     if 'train' in parts:
         fit_batch(cfg, get_world_size(), scale_to_gpus)
         count_images(cfg)
+        _show_short_runs(cfg)
         check_lengths(cfg)
     cfg.launcher = launcher
     if (cfg.get('randomness') or {}).get('deterministic'):
@@ -184,3 +185,10 @@ def prepare(cfg: Config, launcher: str, parts: Sequence[str] = ('train', 'val'),
             number = _unsync_bn(cfg.get('model'), registry)
         if number and is_main_process():
             print_log(UNSYNCED, 'current', logging.WARNING)
+
+
+def _show_short_runs(cfg: Config) -> None:
+    """Let a run that is shorter than the interval of its log have some lines, at a tenth of its length."""
+    logger, length = (cfg.get('default_hooks') or {}).get('logger'), (cfg.get('train_cfg') or {}).get('max_iters')
+    if logger and length and logger.get('interval', 10) > length:
+        logger['interval'] = max(length // 10, 1)
