@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
 
 from poa_mm.checkpoint import CheckpointError
 from poa_mm.engine.resume import find_resumable
@@ -209,3 +210,14 @@ def test_other_samplers_are_refused(config, train):
     config.train_dataloader.sampler.type = 'InfiniteSampler'
     with pytest.raises(TypeError, match=r"sampler=dict\(type='ResumableSampler'\); got InfiniteSampler"):
         train()
+
+
+@pytest.mark.parametrize(('batch_size', 'images', 'says'), [(4, 1, True), (4, 3, True), (4, 4, False), (4, 5, False)])
+def test_fewer_images_than_a_batch(config, build_runner, monkeypatch, batch_size, images, says):
+    heard = []
+    monkeypatch.setattr(MMLogger, 'warning', lambda self, text, *args, **kwargs: heard.append(text))
+    config.train_dataloader.batch_size = batch_size
+    config.train_dataloader.dataset.indices = images
+    runner = build_runner(config)
+    assert len(runner.train_loop.dataloader.sampler) == images
+    assert any(f'{images} images are there for batches of 4' in text for text in heard) == says
