@@ -15,7 +15,7 @@ ENV_PYTHON = $$(tools/make_env.sh $(STACK))/bin/python
 # Where every test can be collected, which needs neither ops nor mmdet.
 LIGHT_TESTS = tests/test_light_stack.py tests/test_compat.py tests/tools/test_demo.py tests/models/selfsup tests/gpu
 
-.PHONY: help env demo test test-light test-gpu test-slow test-faults lint format docs wheel
+.PHONY: help env demo test test-wheel test-light test-gpu test-slow test-faults lint format docs wheel
 
 help:
 	@echo 'make env     build the Python environment and install poa_mm into it (STACK=onedl|openmmlab|light)'
@@ -24,6 +24,7 @@ help:
 	@echo 'make test    run the tests (test-slow: those that take minutes; test-faults: kills, signals, NaN)'
 	@echo 'make test-light  what pre-training, extraction and evaluation need, without ops and mmdet (STACK=light)'
 	@echo 'make test-gpu    what runs on a GPU (STACK=light: with a newer torch)'
+	@echo 'make test-wheel  build a wheel, install it elsewhere, run the demo from there'
 	@echo 'make lint    check style and types'
 	@echo 'make docs    build the documentation into docs/_build; make wheel: a package into dist/'
 
@@ -45,6 +46,10 @@ test-light:
 # Each test is skipped, and says so, where there is no GPU.
 test-gpu:
 	@python=$(ENV_PYTHON) && CUBLAS_WORKSPACE_CONFIG=:4096:8 $$python -m pytest -q -rs -m gpu tests/gpu
+
+# Builds a wheel, installs it into an environment of its own and runs the demo from there.
+test-wheel:
+	@python=$(ENV_PYTHON) && $$python -m pytest -q -m slow tests/test_packaging.py
 
 test-slow:
 	@python=$(ENV_PYTHON) && $$python -m pytest -q -m slow

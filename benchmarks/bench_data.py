@@ -7,6 +7,8 @@ images through `torchvision.transforms`, each view ending in `ToTensor` and `Nor
 on the same files, and the seconds are those of the processor, so that other work on the machine hardly counts.
 
     python benchmarks/bench_data.py [--images 24] [--rounds 7] [--json OUT]
+    python benchmarks/bench_data.py --sources [--images 2000] [--rounds 3]     # folder, tar, Arrow
+    python benchmarks/bench_data.py --scan 1000000 [--folder DIR]              # lists of millions of files
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from statistics import median
 import cv2
 import numpy as np
 import torch
+from data_sources import compare_sources, scan
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmpretrain.datasets import build_dataset
@@ -121,9 +124,20 @@ def measure(rounds: int, number: int) -> dict[str, float]:
     return {name: median(values) for name, values in rates.items()}
 
 
+def measure_sources(rounds: int, number: int, folder: str | None) -> dict[str, dict[str, float]]:
+    """Images a second from each kind of source."""
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        images = Path(place, 'images')
+        images.mkdir()
+        return compare_sources(make_images(images, number), rounds)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--images', type=int, default=24, help='default: 24')
+    parser.add_argument('--sources', action='store_true', help='read the images from a folder, tar and Arrow instead')
+    parser.add_argument('--scan', type=int, metavar='FILES', help='list so many empty files instead')
+    parser.add_argument('--folder', metavar='DIR', help='where files are made (default: that of temporary ones)')
     parser.add_argument('--rounds', type=int, default=7, help='default: 7')
     parser.add_argument('--json', type=Path, metavar='OUT', help='write the result there too')
     args = parser.parse_args()
@@ -133,6 +147,11 @@ def main() -> None:
         module.seed(0)
     torch.manual_seed(0)
 
+    if args.scan or args.sources:
+        result = scan(args.scan, args.folder) if args.scan else measure_sources(args.rounds, args.images, args.folder)
+        if args.json:
+            args.json.write_text(json.dumps(result, indent=1) + '\n')
+        return
     rates = measure(args.rounds, args.images)
     table = Table('pipeline', 'images/s a core', 'ms an image', 'poa_mm is faster by')
     for name, rate in rates.items():

@@ -50,12 +50,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 import poa_mm  # noqa: F401  registers the models
 from poa_mm.elastic import Subnet
+from poa_mm.models.heads import MultiPrototypeHead
 from poa_mm.models.losses import class_loss, patch_loss, same_view_loss
 from poa_mm.models.selfsup import POA
 from poa_mm.models.selfsup.batch import MultiCropBatch
@@ -208,7 +210,7 @@ class JointPOA(POA):
     def teacher_targets(self, batch: MultiCropBatch) -> tuple[list[Tensor], list[Tensor]]:
         features = self.teacher['backbone'].extract_features(batch.global_views)
         num_cls = len(features.cls)
-        logits = self.teacher['head'](torch.cat([features.cls, features.patch[batch.masks]]))
+        logits = plain_logits(self.teacher['head'], torch.cat([features.cls, features.patch[batch.masks]]))
         cls = [centre(head[:num_cls], self.teacher_temp) for centre, head in zip(self.class_centering, logits)]
         return cls, [centre(head[num_cls:], self.teacher_temp) for centre, head in zip(self.patch_centering, logits)]
 
@@ -216,7 +218,7 @@ class JointPOA(POA):
         """Class features of the global crops, logits of class tokens and of masked patches by head."""
         features, patches = self.backbone.extract_features(batch.global_views, subnet, batch.masks)
         local = self.backbone.extract_features(batch.local_views, subnet).cls
-        logits = self.head(torch.cat([features, local, patches[batch.masks]]))
+        logits = plain_logits(self.head, torch.cat([features, local, patches[batch.masks]]))
         num_cls = sum(batch.num_rows.values())
         return features, [head[:num_cls] for head in logits], [head[num_cls:] for head in logits]
 
@@ -228,6 +230,11 @@ class JointPOA(POA):
             patch_loss(*pair, weights, len(batch.masks), self.student_temp) for pair in zip(targets[1], logits[1])
         ]
         return sum(losses) / len(targets[0])
+
+
+def plain_logits(head: MultiPrototypeHead, rows: Tensor) -> list[Tensor]:
+    """Of all rows on each head, in the type of the autocast."""
+    return [functional.linear(*pair) for pair in zip(head.embed(rows), head.matrices())]
 
 
 IMPLEMENTATIONS = {'shipped': POA, 'joint': JointPOA}

@@ -4,13 +4,14 @@ Importing the package registers its models, datasets, metrics, hooks, optimizer 
 safetensors, so that ``custom_imports = dict(imports=['poa_mm'])`` is all that a config needs.
 """
 
-from .compat import check_versions
+from .compat import check_versions, without_notices
 from .version import __version__
 
 check_versions()
 
-from . import datasets, engine, evaluation, models  # noqa: E402
-from .deploy import safetensors_loader  # noqa: E402, F401
+with without_notices():
+    from . import datasets, engine, evaluation, models
+    from .deploy import safetensors_loader  # noqa: F401
 
 __all__ = ['__version__', 'apis', 'datasets', 'engine', 'evaluation', 'models']
 

@@ -1,4 +1,4 @@
-"""What a notebook needs: list, load, extract and export the subnets of a checkpoint, and pre-train one.
+"""What a notebook needs: pre-train a supernet, and list, load, extract and export its subnets.
 
 The commands in ``tools/`` are shells over these functions. Importing this module is cheap: each function
 imports what it needs when it is called.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from poa_mm.deploy.extract import SubnetRow
     from poa_mm.elastic import Subnet
 
-__all__ = ['export', 'extract', 'list_subnets', 'load_subnet']
+__all__ = ['export', 'extract', 'list_subnets', 'load_subnet', 'pretrain']
 
 
 def list_subnets(checkpoint: str | os.PathLike) -> list[SubnetRow]:
@@ -155,6 +156,60 @@ def export(
 
     config = Config.fromfile(config) if isinstance(config, (str, os.PathLike)) else config
     return export_subnets(checkpoint, _several(subnets), to, out_dir, ExportOptions(config=config, **options), progress)
+
+
+def pretrain(
+    config: str | os.PathLike,
+    data: str | os.PathLike,
+    *,
+    work_dir: str | os.PathLike | None = None,
+    resume: str | None = None,
+    image_size: int | None = None,
+    patch_size: int | None = None,
+    widths: Iterable[int] | None = None,
+    depths: Iterable[Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+    **recipe: Any,
+) -> Path:
+    """Pre-train a supernet on images without labels, in this process.
+
+    What ``tools/train.py CONFIG --data DATA`` does.
+
+    Args:
+        config: A pre-training config, or a family, ``'vit'``, ``'swin'`` or ``'resnet'``, for the recipe of
+            ``configs/poa/vits_folder.py`` with a small network of it.
+        data: A folder of images, tar shards, Parquet or Arrow.
+        work_dir: Where logs and checkpoints go. Default: the config's, or ``work_dirs/NAME``.
+        resume: Checkpoint to go on from, or ``'auto'`` for the latest in the work dir. Default: None, from the start.
+        image_size: Height and width of the global crops in pixels; local ones follow. Default: that of the config.
+        patch_size: Height and width of a ViT's patches in pixels. Default: that of the config.
+        widths: Widths of the subnets; the largest is the network's. Default: those of the config.
+        depths: Depths of the subnets; the largest is the network's. Default: those of the config.
+        options: What else overrides the config, by dotted keys. Default: nothing.
+        **recipe: Numbers of the config's recipe (:class:`poa_mm.recipes.Recipe`), such as ``epochs``, ``batch_size``,
+            ``accumulate``, ``warmup_epochs`` and ``lr``.
+
+    Returns:
+        The checkpoint, which the other functions take.
+
+    Raises:
+        FileNotFoundError: If the config or the images are missing.
+        ValueError: If a number is not valid, or config, data and checkpoint do not fit each other.
+    """
+    from mmengine.runner import find_latest_checkpoint
+
+    from poa_mm.engine.launch import prepare
+    from poa_mm.engine.own_images import own_config
+    from poa_mm.engine.start import build_runner
+    from poa_mm.engine.work_dir import WorkDir
+
+    sizes = dict(image_size=image_size, patch_size=patch_size, widths=widths, depths=depths)
+    cfg = own_config(config, data, work_dir, **sizes, options=options, **recipe)
+    prepare(cfg, 'none')
+    with WorkDir(cfg.work_dir):
+        runner = build_runner(cfg, resume)
+        runner.train()
+    return Path(find_latest_checkpoint(runner.work_dir))
 
 
 def _several(subnets: str | Subnet | Iterable[Subnet | str] | None) -> list[Subnet | str] | None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
@@ -14,6 +18,9 @@ SUPPORTED = {
     'mmcv': ('2.1.0', '2.4'),
     'mmpretrain': ('1.2.0', '1.4'),
 }
+
+# What the maintained continuation of OpenMMLab prints at each import, about a package that is not for the public.
+NOTICE = 'Could not import OneDL'
 
 # Libraries that need mmcv's compiled ops; nothing in poa_mm does itself.
 DOWNSTREAM = ('mmdet', 'mmseg')
@@ -42,6 +49,18 @@ def check_versions(versions: dict[str, str] | None = None) -> None:
         )
 
 
+@contextmanager
+def without_notices() -> Iterator[None]:
+    """Leave out the notices that libraries print while they are imported; whatever else they print stays."""
+    printed = io.StringIO()
+    try:
+        with redirect_stdout(printed):
+            yield
+    finally:
+        if rest := [line for line in printed.getvalue().splitlines() if NOTICE not in line]:
+            print(*rest, sep='\n')
+
+
 def check_downstream(library: str) -> None:
     """Check that mmdet or mmseg is there, with the compiled ops of mmcv that it needs; the light stack has neither.
 
@@ -65,6 +84,14 @@ def check_downstream(library: str) -> None:
 def is_at_least(library: str, lowest: str) -> bool:
     """Whether a library of ``SUPPORTED`` is here in version ``lowest`` or a later one."""
     return _numbers(_found_version(library)) >= _numbers(lowest)
+
+
+def import_downstream(library: str | None) -> None:
+    """Import mmdet or mmseg, which registries would do later, without its notices; of any other name, nothing."""
+    if library in DOWNSTREAM:
+        with without_notices():
+            import_module(f'{library}.datasets')
+            import_module(f'{library}.models')
 
 
 def _found_version(name: str) -> str:

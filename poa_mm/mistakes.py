@@ -50,7 +50,9 @@ class Frame(NamedTuple):
     raised: bool
 
 
-def run_tool(name: str, function: Callable[..., Any], *args: Any, debug: bool = False) -> int:
+def run_tool(
+    name: str, function: Callable[..., Any], *args: Any, debug: bool = False, interrupted: str = 'interrupted'
+) -> int:
     """Call ``function``, the work of a command, and say in one line what its user got wrong.
 
     Where many processes run, each says it for itself, rank 0 first: what has ended them all is then said once.
@@ -59,17 +61,20 @@ def run_tool(name: str, function: Callable[..., Any], *args: Any, debug: bool = 
         name: Of the tool, which the line begins with.
         function: Called with ``args``.
         debug: Print the traceback before the line. The environment variable ``POA_MM_DEBUG`` does so, too.
+        interrupted: What is said after Ctrl-C. Default: ``'interrupted'``.
 
     Returns:
-        The exit code: 0, 2 after a mistake of the user, 1 if another process has failed, 130 after Ctrl-C.
+        The exit code: what ``function`` returns if that is a number, else 0; 2 after a mistake of the user, 1 if
+        another process has failed, 130 after Ctrl-C.
 
     Raises:
         Exception: Any error that is none of the user's (:func:`is_mistake`).
     """
     try:
-        function(*args)
+        result = function(*args)
     except KeyboardInterrupt:
-        code, line = INTERRUPTED, 'interrupted'
+        print(f'{name}: {interrupted}', file=sys.stderr, flush=True)
+        return INTERRUPTED
     except Exception as error:
         if is_mistake(error):
             code, line = MISTAKE, one_line(error)
@@ -80,7 +85,7 @@ def run_tool(name: str, function: Callable[..., Any], *args: Any, debug: bool = 
         if debug or os.environ.get(DEBUG, '0') not in ('', '0'):
             traceback.print_exc()
     else:
-        return 0
+        return result if type(result) is int else 0
     if int(os.environ.get('RANK', 0)):
         time.sleep(HEAD_START)
     sys.stdout.flush()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
+from PIL import Image
 
 from poa_mm import apis
 from poa_mm.checkpoint import CheckpointError, describe_supernet, load_teacher
@@ -86,6 +87,30 @@ def test_one_subnet_or_several(demo, tmp_path):
     assert [entry['subnet'] for entry in entries] == ['48x4', '64x3']
 
 
+def test_from_a_folder_to_a_network(tmp_path, monkeypatch):
+    """Pre-training in one call; `docs/tour.ipynb` does it with more images and steps."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'images').mkdir()
+    for index in range(8):
+        pixels = torch.randint(256, (40, 50, 3), generator=torch.Generator().manual_seed(index), dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(tmp_path / 'images' / f'{index}.png')
+    head = dict(num_prototypes=[8], hidden_channels=16, bottleneck_channels=8)
+    numbers = dict(epochs=2, batch_size=4, accumulate=1, warmup_epochs=1, ramp_epochs=1, freeze_epochs=1, amp=None)
+    checkpoint = apis.pretrain(
+        'vit',
+        'images',
+        image_size=32,
+        widths=[64, 128],
+        depths=[1, 2],
+        options={'model.head': head, 'train_dataloader.num_workers': 0, 'default_hooks.logger.interval': 1},
+        **numbers,
+    )
+    assert checkpoint.name == 'iter_4.pth'
+    assert [str(row.subnet) for row in apis.list_subnets(checkpoint)] == ['64x1', '64x2', '128x1', '128x2']
+    (features,) = apis.load_subnet(checkpoint, '64x1')(torch.zeros(1, 3, 32, 32))
+    assert features.shape == (1, 64)
+
+
 def test_what_is_not_there(demo, tmp_path):
     with pytest.raises(ValueError, match=r"name a subnet such as '384x12'"):
         apis.load_subnet(demo / DEMO)
@@ -99,3 +124,18 @@ def test_what_is_not_there(demo, tmp_path):
     (tmp_path / 'other.py').write_text("model = dict(backbone=dict(type='ResNet', depth=50))\n")
     with pytest.raises(CheckpointError, match='config of an extracted subnet'):
         apis.load_subnet(tmp_path / 'other.py')
+
+
+def test_a_config_that_was_edited_is_compared_with_its_weights(demo, tmp_path):
+    extract_subnets(demo / DEMO, ['48x3'], tmp_path, verify=False)
+    path = tmp_path / 'poa_48x3.py'
+    apis.load_subnet(path)
+    text = path.read_text()
+    for before, after, message in (
+        ("'num_heads': 3", "'num_heads': 6", r'num_heads is 6, in the file 3'),
+        ('img_size=(8, 8)', 'img_size=(16, 4)', 'the grid of patches'),
+    ):
+        assert before in text
+        path.write_text(text.replace(before, after))
+        with pytest.raises(CheckpointError, match=message):
+            apis.load_subnet(path)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from poa_mm import compat
-from poa_mm.compat import SUPPORTED, check_downstream, check_versions
+from poa_mm.compat import SUPPORTED, check_downstream, check_versions, without_notices
 
 REQUIREMENTS = Path(__file__).parents[1] / 'requirements'
 ONEDL = {'onedl-mmengine': 'mmengine', 'onedl-mmcv': 'mmcv', 'onedl-mmpretrain': 'mmpretrain', 'torch': 'torch'}
@@ -71,3 +71,21 @@ def test_a_library_too_old_is_named_before_it_is_imported(tmp_path):
     )
     assert done.returncode == 1
     assert 'ImportError: poa_mm does not support mmcv 1.7.0 (supported: >=2.1.0, <2.4)' in done.stderr
+
+
+def test_notices_of_libraries_are_left_out_and_nothing_else(capsys):
+    with without_notices():
+        print('Could not import OneDL. Skipping OneDL datasets.')
+        print('something else')
+    assert capsys.readouterr().out == 'something else\n'
+    with pytest.raises(KeyError), without_notices():
+        print('said before')
+        raise KeyError
+    assert capsys.readouterr().out == 'said before\n'
+
+
+def test_importing_says_nothing():
+    code = 'import poa_mm; from poa_mm.compat import import_downstream; import_downstream("mmdet")'
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ''

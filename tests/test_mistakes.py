@@ -177,10 +177,11 @@ def test_one_line_names_what_words_alone_do_not():
 
 def test_run_tool(capsys, monkeypatch):
     assert run_tool('tool', print, 'fine') == 0
+    assert run_tool('tool', int, '1') == 1
     assert run_tool('tool', throw, CheckpointError('a\nb')) == 2
     assert capsys.readouterr().err == 'tool: error: a b\n'
     assert run_tool('tool', throw, KeyboardInterrupt()) == 130
-    assert capsys.readouterr().err == 'tool: error: interrupted\n'
+    assert capsys.readouterr().err == 'tool: interrupted\n'
     with pytest.raises(ZeroDivisionError):
         run_tool('tool', lambda: 1 / 0)
     for debug, variable in ((True, '0'), (False, '1')):

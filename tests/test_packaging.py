@@ -1,6 +1,7 @@
 """What a wheel brings along, and files about the package that must agree with it."""
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -51,8 +52,13 @@ def test_what_openmmlab_looks_for_is_there(name):
 @pytest.fixture(scope='module')
 def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp('wheel')
+    # A copy, so that nothing of an earlier build is in it, and none of this one stays in the checkout.
+    ignored = shutil.ignore_patterns(
+        '.git', 'work_dirs', 'build', 'dist', '*.egg-info', '__pycache__', 'data', '_build'
+    )
+    source = shutil.copytree(ROOT, tmp_path_factory.mktemp('source') / 'poa_mm', symlinks=True, ignore=ignored)
     done = subprocess.run(
-        [sys.executable, '-m', 'build', '--no-isolation', '--wheel', '--outdir', folder, ROOT],
+        [sys.executable, '-m', 'build', '--no-isolation', '--wheel', '--outdir', folder, source],
         capture_output=True,
         text=True,
     )

@@ -2,7 +2,8 @@
 
 Writes to the work dir: `report.json` and `knn.png` (heat map of all subnets, after training), `subnets/`
 (three extracted networks, verified), `scorecard/` (what every subnet costs here: open `scorecard.html`), `exported/`
-(one subnet for timm, transformers, ONNX and torch, verified), `train/` (logs, loss curves for TensorBoard, checkpoint).
+(one subnet for timm, transformers, ONNX and torch, verified), `train/` (logs, loss curves for TensorBoard, checkpoint),
+`demo.log` (all that the libraries have to say).
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from pathlib import Path
 from statistics import median
 
 from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner, find_latest_checkpoint, set_random_seed
 from rich.console import Console
@@ -25,11 +28,13 @@ from poa_mm.checkpoint import load_teacher
 from poa_mm.deploy.export import possible_formats
 from poa_mm.deploy.extract import extract_subnets
 from poa_mm.elastic import Subnet, SubnetSpace
+from poa_mm.engine.console import only_warnings
 from poa_mm.engine.launch import read_config
 from poa_mm.engine.options import add_config_options
 from poa_mm.engine.work_dir import WorkDir
 from poa_mm.evaluation import evaluate_knn, save_report
 from poa_mm.evaluation.measurement import MeasureSettings
+from poa_mm.evaluation.progress import show_progress
 from poa_mm.evaluation.scorecard import make_scorecard
 from poa_mm.evaluation.selection import choose
 from poa_mm.mistakes import add_debug, run_tool
@@ -52,22 +57,53 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+class DemoRunner(Runner):
+    """mmengine's, with a bar instead of its log on the screen."""
+
+    def build_logger(self, *args, **kwargs) -> MMLogger:
+        logger = super().build_logger(*args, **kwargs)
+        only_warnings(logger)
+        return logger
+
+
+class ProgressHook(Hook):
+    """One bar for the whole run, with loss and time left."""
+
+    def before_train(self, runner: Runner) -> None:
+        self.bar = show_progress('   pre-training', runner.max_iters, unit='steps')
+        self.advance = self.bar.__enter__()
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        self.advance(1, f'loss {outputs["loss"].item():.2f}')
+
+    def after_train(self, runner: Runner) -> None:
+        self.bar.__exit__(None, None, None)
+
+
 def run_demo(cfg: Config, work_dir: Path) -> dict:
     """Score untrained, pre-train, extract, score; the content of `report.json`."""
     start = time.monotonic()
+    only_warnings(MMLogger.get_instance(f'demo-{start}', log_file=str(work_dir / 'demo.log')))
     init_default_scope(cfg.default_scope)
+    say('1. scoring untrained networks of all sizes')
     before = accuracies(evaluate_knn(cfg, untrained_backbone(cfg), progress=False))
 
     cfg.work_dir = str(work_dir / 'train')
-    Runner.from_cfg(cfg).train()
+    say(f'2. pre-training one network of all sizes, without labels; log: {cfg.work_dir}')
+    runner = DemoRunner.from_cfg(cfg)
+    runner.register_hook(ProgressHook(), priority='VERY_LOW')
+    runner.train()
     checkpoint = find_latest_checkpoint(cfg.work_dir)
 
     backbone, _ = load_teacher(checkpoint)
+    say('3. cutting out three sizes, and comparing each with its subnet')
     entries = extract_subnets(checkpoint, three_sizes(backbone.space), work_dir / 'subnets')
-    results = evaluate_knn(cfg, backbone)
+    say(f'4. scoring and timing all {len(backbone.space)} sizes')
+    results = evaluate_knn(cfg, backbone, progress=False)
     save_report(results, work_dir)
     card = make_scorecard(cfg, checkpoint, work_dir / 'scorecard', MeasureSettings(rounds=3), progress=False)
     chosen = choose(card, {'latency': middle_latency(card)}).ranked[0]['subnet']
+    say(f'5. exporting {chosen}, the best of the faster half')
     exported, not_exported = export_everywhere(checkpoint, chosen, work_dir / 'exported')
     report = dict(
         knn_before=before,
@@ -80,6 +116,10 @@ def run_demo(cfg: Config, work_dir: Path) -> dict:
     )
     (work_dir / 'report.json').write_text(json.dumps(report, indent=2) + '\n')
     return report
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
 
 
 def untrained_backbone(cfg: Config):
@@ -131,7 +171,7 @@ def print_report(report: dict, work_dir: Path) -> None:
             '' if difference is None else f'{difference:.1e}',
         )
     Console().print(table)
-    print(f'the best of the faster half, {report["chosen"]}: {work_dir}/exported ({", ".join(report["exported"])})')
+    print(f'{report["chosen"]} is in {work_dir}/exported, for {", ".join(report["exported"]) or "nothing"}')
     for format, reason in report['not_exported'].items():
         print(f'not exported to {format}: {reason}')
     print(f'what every size costs here: open {work_dir}/scorecard/scorecard.html')
@@ -141,6 +181,7 @@ def print_report(report: dict, work_dir: Path) -> None:
 def demo(args: argparse.Namespace) -> None:
     cfg = read_config(args.config, args.cfg_options)
     work_dir = args.work_dir or Path('work_dirs', 'demo', args.config.stem)
+    work_dir.mkdir(parents=True, exist_ok=True)
     with WorkDir(work_dir):
         print_report(run_demo(cfg, work_dir), work_dir)
 

@@ -1,7 +1,7 @@
 """Is a subnet of POA a better start than random weights? Detection or segmentation of Fashion-MNIST scenes, on a CPU.
 
-    python tools/downstream_experiment.py detection --fashion-mnist /path/to/fashion_mnist
-    python tools/downstream_experiment.py segmentation --fashion-mnist /path/to/fashion_mnist
+    POA_FMNIST=/path/to/fashion_mnist python tools/downstream_experiment.py detection
+    POA_FMNIST=/path/to/fashion_mnist python tools/downstream_experiment.py segmentation
 
 Everything that is missing is made: the supernet that POA trains on single items without their labels
 (`configs/poa/*_fmnist_rgb.py`), two extracted subnets, and the scenes. Then each subnet is fine-tuned on the scenes,
@@ -90,7 +90,6 @@ class Run(NamedTuple):
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('task', choices=TASKS)
-    parser.add_argument('--fashion-mnist', metavar='DIR', help='the four idx files (default: as the configs say)')
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1], help='default: 0 1')
     parser.add_argument('--jobs', type=int, default=1, help='fine-tunings at the same time (default: 1)')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/downstream'), help='default: %(default)s')
@@ -103,8 +102,6 @@ def call(args: argparse.Namespace, name: str, tool: str, *options: str | Path) -
     log = args.work_dir / f'{name}.log'
     log.parent.mkdir(parents=True, exist_ok=True)
     env = {**os.environ, 'PYTHONPATH': f'{ROOT}{os.pathsep}{os.environ.get("PYTHONPATH", "")}'}
-    if args.fashion_mnist:
-        env['POA_FMNIST'] = str(args.fashion_mnist)
     with log.open('w') as file:
         command = [sys.executable, ROOT / 'tools' / tool, *options]
         code = subprocess.call(command, stdout=file, stderr=subprocess.STDOUT, env=env)

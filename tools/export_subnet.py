@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -31,11 +32,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=0.01,
         help='how much k-NN accuracy --fp16 and --int8 may lose (default: %(default)s)',
     )
+    parser.add_argument('--debug', action='store_true', help='show where in the code an error comes from')
     return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> None:
     os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
+    logging.getLogger('torch.onnx').setLevel(logging.ERROR)  # it warns of operators that no network here has
     from rich.console import Console
     from rich.table import Table
 
@@ -71,12 +74,9 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    try:
-        run(args)
-    except (ValueError, OSError) as error:
-        print(f'export_subnet.py: error: {" ".join(str(error).split())}', file=sys.stderr)
-        return 2
-    return 0
+    from poa_mm.mistakes import run_tool
+
+    return run_tool('export_subnet', run, args, debug=args.debug)
 
 
 if __name__ == '__main__':

@@ -15,6 +15,7 @@ from poa_mm.datasets.inspection import inspect, write_report
 from poa_mm.datasets.inspection.report import build_report, lines
 from poa_mm.datasets.sources import guess_source
 from poa_mm.evaluation.progress import show_progress
+from poa_mm.mistakes import add_debug, run_tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -25,6 +26,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--near-duplicates', action='store_true', help='look for images that look alike, too')
     parser.add_argument('--processes', type=int, metavar='N', help='default: one for each core')
     parser.add_argument('--split', default='train', help="of a data set of Hugging Face (default: 'train')")
+    add_debug(parser)
     return parser.parse_args()
 
 
@@ -39,11 +41,9 @@ def report(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    try:
-        report(parse_args())
-    except (ValueError, OSError, ModuleNotFoundError) as error:  # what users get wrong, in one line
-        print(f'inspect_images: {" ".join(str(error).split())}', file=sys.stderr)
-        sys.exit(2)
+    args = parse_args()
+    if code := run_tool('inspect_images', report, args, debug=args.debug):
+        sys.exit(code)
 
 
 if __name__ == '__main__':

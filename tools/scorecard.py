@@ -12,7 +12,7 @@ from pathlib import Path
 
 from poa_mm.engine.launch import read_config
 from poa_mm.engine.options import add_config_options
-from poa_mm.mistakes import INTERRUPTED, add_debug, run_tool
+from poa_mm.mistakes import add_debug, run_tool
 
 READS = ('model', 'knn', 'data_preprocessor', 'default_scope', 'custom_imports')
 
@@ -65,10 +65,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    code = run_tool('scorecard', run, args, debug=args.debug)
-    if code == INTERRUPTED:
-        print('the same command goes on', file=sys.stderr)
-    return code
+    return run_tool('scorecard', run, args, debug=args.debug, interrupted='interrupted; the same command goes on')
 
 
 if __name__ == '__main__':

@@ -108,8 +108,7 @@ def verified(
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    outcome: list[int] = []
-    return run_tool('select_subnet', lambda: outcome.append(run(args)), debug=args.debug) or outcome[0]
+    return run_tool('select_subnet', run, args, debug=args.debug)
 
 
 if __name__ == '__main__':

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from poa_mm.mistakes import add_debug, run_tool
 from poa_mm.study import ROWS, run_study, write_report
 from poa_mm.study.report import EVIDENCE, PAGE
 from poa_mm.study.rows import DATA
@@ -34,6 +35,7 @@ def parse_args() -> argparse.Namespace:
     kinds = parser.add_mutually_exclusive_group()
     kinds.add_argument('--report', action='store_true', help='only rebuild tables and figures')
     kinds.add_argument('--smoke', action='store_true', help='only try every kind of row, in a temporary folder')
+    add_debug(parser)
     return parser.parse_args()
 
 
@@ -51,12 +53,8 @@ def study(args: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    try:
-        study(parse_args())
-    except (ValueError, OSError, RuntimeError) as error:  # what users get wrong, in one line
-        print(f'study: {" ".join(str(error).split())}', file=sys.stderr)
-        return 2
-    return 0
+    args = parse_args()
+    return run_tool('study', study, args, debug=args.debug)
 
 
 if __name__ == '__main__':

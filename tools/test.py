@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from poa_mm.checkpoint import read_checkpoint
@@ -19,6 +20,7 @@ from poa_mm.engine.hooks.model import model_of
 from poa_mm.engine.launch import LAUNCHERS, leave_distributed, prepare, read_config
 from poa_mm.engine.options import add_config_options
 from poa_mm.engine.pretrained import load_weights
+from poa_mm.evaluation.sweep_accuracy import SweepAccuracy
 from poa_mm.mistakes import add_debug, run_tool
 
 # By library: its visualizer, its hook, the hook's options that draw every image, and the one that says where to.
@@ -89,7 +91,7 @@ def build(args: argparse.Namespace) -> Runner:
     if args.out:
         keep_predictions(cfg, args.out)
     cfg.load_from, cfg.resume = None, False  # the weights are those given here, read without running anything
-    prepare(cfg, args.launcher, parts=['test'])
+    prepare(cfg, args.launcher, parts=['test', 'val'] if chooses_on_val(cfg) else ['test'])
     runner = Runner.from_cfg(cfg)
     load_weights(model_of(runner), args.checkpoint)
     meta = read_checkpoint(args.checkpoint, weights=False).get('meta') or {}
@@ -97,8 +99,31 @@ def build(args: argparse.Namespace) -> Runner:
     return runner
 
 
+def chooses_on_val(cfg: Config) -> bool:
+    """Whether there are other images than the test's to choose the best learning rate of a sweep on."""
+    metrics = cfg.test_evaluator if isinstance(cfg.test_evaluator, (list, tuple)) else [cfg.test_evaluator]
+    sweep = any(metric.get('type') == 'SweepAccuracy' and metric.get('lr') is None for metric in metrics)
+    val = cfg.get('val_dataloader')
+    complete = val is not None and cfg.get('val_evaluator') is not None and cfg.get('val_cfg') is not None
+    return sweep and complete and val.dataset != cfg.test_dataloader.dataset
+
+
+def choose_rate(runner: Runner) -> None:
+    """Choose the best learning rate of a sweep by validation, and have the test score that one."""
+    best = runner.val_loop.run().get('accuracy/best_lr')
+    if best is None:
+        return
+    for metric in runner.test_evaluator.metrics:
+        if isinstance(metric, SweepAccuracy) and metric.lr is None:
+            metric.lr = best
+    print_log(f'Of the learning rates, {best:g} is the best by validation: the test scores that one.', 'current')
+
+
 def test(args: argparse.Namespace) -> None:
-    build(args).test()
+    runner = build(args)
+    if chooses_on_val(runner.cfg):
+        choose_rate(runner)
+    runner.test()
     leave_distributed()
 
 

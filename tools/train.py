@@ -6,21 +6,13 @@ import argparse
 import sys
 
 from mmengine.config import Config
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
 
-from poa_mm.checkpoint import read_checkpoint
-from poa_mm.engine.contracts import check_contracts, check_recorded_classes
 from poa_mm.engine.data_config import use_data
-from poa_mm.engine.hooks import StrictPretrainedHook
-from poa_mm.engine.hooks.model import model_of
-from poa_mm.engine.hooks.once import check_hooks
 from poa_mm.engine.launch import LAUNCHERS, leave_distributed, prepare, read_config
 from poa_mm.engine.options import OptionError, add_config_options
-from poa_mm.engine.resume import check_resumable, set_start
+from poa_mm.engine.start import build_runner
 from poa_mm.engine.work_dir import WorkDir
 from poa_mm.mistakes import add_debug, run_tool
-from poa_mm.models.frozen import silence_frozen
 from poa_mm.recipes import follow
 
 AMP_WRAPPERS = {'OptimWrapper': 'AmpOptimWrapper', 'POAOptimWrapper': 'POAAmpOptimWrapper'}
@@ -98,27 +90,8 @@ def train(args: argparse.Namespace) -> None:
     merge_args(cfg, args)
     prepare(cfg, args.launcher, scale_to_gpus=args.scale_to_gpus)
     with WorkDir(cfg.work_dir):
-        build(cfg, args).train()
+        build_runner(cfg, args.resume).train()
     leave_distributed()
-
-
-def build(cfg: Config, args: argparse.Namespace) -> Runner:
-    """The runner, after everything has been checked that can be before the first step."""
-    resumed = set_start(cfg, args.resume)
-    if 'runner_type' in cfg:  # may build its model later
-        return RUNNERS.build(cfg)
-    runner = Runner.from_cfg(cfg)
-    check_hooks(runner.hooks)
-    strict = next((hook for hook in runner.hooks if isinstance(hook, StrictPretrainedHook)), StrictPretrainedHook())
-    strict.check(model_of(runner))
-    if resumed:
-        checkpoint = read_checkpoint(resumed, weights=False)
-        check_resumable(checkpoint, model_of(runner), resumed)
-    silence_frozen(model_of(runner))
-    check_contracts(runner)
-    if resumed:
-        check_recorded_classes(checkpoint['meta'], runner.train_dataloader.dataset, resumed, 'train_dataloader.dataset')
-    return runner
 
 
 def main() -> None:

@@ -104,7 +104,7 @@ val_dataloader = dict(dataset=dict(**data, data_prefix='data/val', class_root='d
 test_dataloader = val_dataloader
 val_evaluator = test_evaluator = dict(type='Accuracy', topk=(1,))
 """
-CLASSIFIER = "model['type'] = 'SubnetClassifier'\n" + LOAD_FROM
+CLASSIFIER = "model['type'] = 'SubnetClassifier'  # takes the weights of its backbone alone, too\n"
 # What a backbone cannot say by itself.
 HINTS = {
     'VisionTransformer': (
@@ -227,7 +227,7 @@ def downstream_config(
         backbone=_arguments(backbone),
         preprocessor=preprocessor,
         data_preprocessor=_call(normalisation),
-        classifier=CLASSIFIER.format(file=literal(entry['file'])) if library == 'mmpretrain' else '',
+        classifier=CLASSIFIER if library == 'mmpretrain' else '',
         hint=HINTS.get(str(backbone['type']).rpartition('.')[2], ''),
         optim_wrapper='' if layer_decay_rate is None else LAYER_DECAY.format(literal(layer_decay_rate)),
         data=data,

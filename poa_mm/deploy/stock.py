@@ -13,7 +13,17 @@ from mmengine.utils import to_2tuple
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
-from poa_mm.checkpoint import CheckpointError, check_state, file_sha256, load_teacher, read_checkpoint
+from poa_mm.checkpoint import (
+    CheckpointError,
+    Resizing,
+    check_finite,
+    check_state,
+    compare,
+    description_of,
+    file_sha256,
+    load_teacher,
+    read_checkpoint,
+)
 from poa_mm.elastic import Subnet
 from poa_mm.evaluation.backbone import FAMILIES
 
@@ -112,17 +122,31 @@ def _read_extracted(path: Path) -> StockNetwork:
         )
     content = read_checkpoint(weights)
     state, meta = content.get('state_dict', content), content.get('meta') or {}
+    check_finite(state, weights)
     if not {'source', 'source_sha256'} <= set(meta):
         raise CheckpointError(f'{weights}: expected weights that extraction wrote, which say where they come from')
+    network = MODELS.build(config)
+    if (description := description_of(meta, weights)) is not None:
+        wrong, resizing = compare(network, description)
+        if wrong or resizing != Resizing():
+            what = '; '.join(map(str, wrong)) or 'the grid of patches, or the window, is another one'
+            raise CheckpointError(f'{path} does not describe the network of {weights}: {what}')
     return StockNetwork(
-        subnet=FAMILIES[kind].subnet_of(MODELS.build(config)),
+        subnet=FAMILIES[kind].subnet_of(network),
         config=config,
         state=state,
-        data_preprocessor=cfg.get('data_preprocessor') or {},
+        data_preprocessor={**(cfg.get('data_preprocessor') or {}), **_value_range(cfg)},
         image_size=_image_size(config, Path(weights)),
         source=meta['source'],
         source_sha256=meta['source_sha256'],
     )
+
+
+def _value_range(cfg: Config) -> dict[str, Any]:
+    """Which values of bands became 0 to 255, as the config loads its images; nothing of grey and colour ones."""
+    pipeline = ((cfg.get('test_dataloader') or {}).get('dataset') or {}).get('pipeline') or [{}]
+    is_bands = str(pipeline[0].get('type', '')).rpartition('.')[2] == 'LoadBands'
+    return dict(value_range=pipeline[0].get('value_range') or (0, 255)) if is_bands else {}
 
 
 def _image_size(config: Mapping[str, Any], weights: Path) -> tuple[int, int]:

@@ -37,6 +37,12 @@ class ShortConsoleRunner(ShortConsole, Runner):
     """mmengine's ``Runner`` with few lines on the screen before the first iteration."""
 
 
+def only_warnings(logger: logging.Logger) -> None:
+    """Keep what is less than a warning off the screen; the log file has it."""
+    for handler in screen_handlers(logger):
+        handler.setLevel(logging.WARNING)
+
+
 def screen_handlers(logger: logging.Logger) -> list[logging.Handler]:
     """The handlers of ``logger`` that write to the screen."""
     return [

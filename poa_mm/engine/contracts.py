@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
+from mmengine.registry import TRANSFORMS
 from mmengine.runner import Runner
 from torch import nn
 
 from poa_mm.datasets.classes import class_names, difference, parts_of, same_labels
 
 from .hooks.model import model_of
+from .preflight import missing_paths
 
 STATES = {'Adam': 2, 'Lion': 1, 'SGD': 1}  # tensors that an optimizer keeps of each parameter, by a part of its name
 
@@ -30,12 +32,13 @@ def check_contracts(runner: Runner) -> None:
     - The head has a class for each label.
     - The first image of validation goes through its pipeline.
     - There is room for a checkpoint.
+    - The k-NN evaluation of a pre-training, which comes after the run, can be built; data that it lacks are warned of.
 
     Args:
         runner: A runner that is about to train; its loops are built, if they are not yet.
 
     Raises:
-        ValueError: If classes differ, or the head has too few.
+        ValueError: If classes differ, the head has too few, or a pipeline cannot work.
         OSError: If the disk is too small for one checkpoint.
     """
     if runner.train_loop is None:
@@ -45,6 +48,7 @@ def check_contracts(runner: Runner) -> None:
     if runner.val_loop is not None:
         _check_val(runner, names)
     _check_room(runner)
+    _check_knn(runner.cfg)
 
 
 def check_recorded_classes(meta: Mapping[str, Any], dataset: Any, checkpoint: str, key: str) -> None:
@@ -122,6 +126,27 @@ def _check_number(model: nn.Module, names: Sequence[str] | None) -> None:
                 f'model.{name}.num_classes={head.num_classes} are fewer than the {len(names)} classes of '
                 'train_dataloader.dataset'
             )
+
+
+def _check_knn(cfg: Mapping[str, Any]) -> None:
+    entry = cfg.get('knn')
+    if not isinstance(entry, Mapping):
+        return
+    for name in ('bank', 'query'):
+        key, dataset = f'knn.{name}.dataset', (entry.get(name) or {}).get('dataset')
+        if not isinstance(dataset, Mapping):
+            continue
+        for index, transform in enumerate(dataset.get('pipeline') or ()):
+            try:
+                TRANSFORMS.build(transform)
+            except Exception as error:  # whatever a class raises
+                raise ValueError(
+                    f'{key}.pipeline.{index} cannot be built, on which tools/eval_knn.py would stop after the run: '
+                    f'{type(error).__name__}: {error}'
+                ) from error
+        if missing := missing_paths(key, dataset):
+            listed = '; '.join(f'{place} = {path}' for place, path in missing.items())
+            print_log(f'tools/eval_knn.py will lack data after this run: {listed}', 'current', logging.WARNING)
 
 
 def _check_room(runner: Runner) -> None:

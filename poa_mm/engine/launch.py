@@ -18,7 +18,7 @@ from mmengine.dist import barrier, get_world_size, init_dist, is_distributed, is
 from mmengine.logging import print_log
 from mmengine.registry import MODELS
 
-from poa_mm.compat import check_downstream
+from poa_mm.compat import check_downstream, import_downstream
 from poa_mm.mistakes import UserError
 
 from .config_keys import READ_BY_A_RUN
@@ -151,6 +151,7 @@ def prepare(cfg: Config, launcher: str, parts: Sequence[str] = ('train', 'val'),
         ValueError: As :func:`init_distributed`, :func:`~poa_mm.engine.data_config.count_images` and
             :func:`~poa_mm.engine.hooks.once.check_lists`.
     """
+    import_downstream(cfg.get('default_scope'))
     check_lists(cfg)
     check_data(cfg, parts)
     place_indices(cfg)
@@ -160,6 +161,7 @@ def prepare(cfg: Config, launcher: str, parts: Sequence[str] = ('train', 'val'),
     if 'train' in parts:
         fit_batch(cfg, get_world_size(), scale_to_gpus)
         count_images(cfg)
+        _show_short_runs(cfg)
         check_lengths(cfg)
     cfg.launcher = launcher
     if (cfg.get('randomness') or {}).get('deterministic'):
@@ -183,3 +185,10 @@ def prepare(cfg: Config, launcher: str, parts: Sequence[str] = ('train', 'val'),
             number = _unsync_bn(cfg.get('model'), registry)
         if number and is_main_process():
             print_log(UNSYNCED, 'current', logging.WARNING)
+
+
+def _show_short_runs(cfg: Config) -> None:
+    """Let a run that is shorter than the interval of its log have some lines, at a tenth of its length."""
+    logger, length = (cfg.get('default_hooks') or {}).get('logger'), (cfg.get('train_cfg') or {}).get('max_iters')
+    if logger and length and logger.get('interval', 10) > length:
+        logger['interval'] = max(length // 10, 1)

@@ -68,6 +68,15 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         self.allow_other_data = allow_other_data
         self._start = (0, 0)  # an iteration, and how many samples all ranks have read before it
         super().__init__(runner, _build_loader(runner, dataloader), max_iters, **kwargs)
+        self._say_if_images_repeat()
+
+    def _say_if_images_repeat(self) -> None:
+        images = len(self.dataloader.sampler)
+        if images < self.samples_per_iter:
+            self.runner.logger.warning(
+                f'{images} images are there for batches of {self.samples_per_iter} in all: one and the same is several '
+                'times in a batch, and KoLeo and Sinkhorn-Knopp need different ones.'
+            )
 
     @property
     def samples_per_iter(self) -> int:

@@ -97,6 +97,12 @@ def _brings_its_own(dataset: Mapping[str, Any], kind: Any) -> bool:
     return download is not None and dataset.get('download', download.default) is True
 
 
+def missing_paths(key: str, dataset: Mapping[str, Any]) -> dict[str, str]:
+    """Paths of a dataset's config that are not there, by their keys in the config; see :func:`check_data`."""
+    with DATASETS.switch_scope_and_registry(None) as registry:
+        return {} if _brings_its_own(dataset, _kind(dataset, registry)) else _missing(key, dataset)
+
+
 def _missing(key: str, config: Mapping[str, Any]) -> dict[str, str]:
     """The paths of a dataset that do not exist, by their keys; a missing ``data_root`` stands for all below it."""
     root = config.get('data_root') or ''

@@ -22,6 +22,7 @@ from poa_mm.checkpoint import (
     Resizing,
     check_finite,
     check_integrity,
+    check_same_network,
     check_same_supernet,
     check_state,
     description_of,
@@ -62,9 +63,40 @@ def set_start(cfg: Config, resume: str | None = None) -> Path | None:
     if not source or '://' in source:
         return None
     path = Path(source).expanduser()
+    if not cfg.get('resume') and _is_initialised_from(cfg.get('model'), path):
+        cfg.load_from = None  # init_cfg loads it into the module that it is of, resized where that is needed
+        return None
     read_checkpoint(path, weights=False)
     cfg.load_from = f'{SCHEME}{path}'
     return path if cfg.get('resume') else None
+
+
+def _is_initialised_from(config: Any, path: Path) -> bool:
+    """Whether an ``init_cfg`` in a nested config names this very file."""
+    if isinstance(config, Mapping):
+        checkpoint = config.get('checkpoint')
+        if config.get('type') == 'Pretrained' and isinstance(checkpoint, str):
+            return Path(checkpoint).expanduser().absolute() == path.absolute()
+        config = config.values()
+    elif not isinstance(config, (list, tuple)):
+        return False
+    return any(_is_initialised_from(item, path) for item in config)
+
+
+def check_start(checkpoint: Mapping[str, Any], model: nn.Module, what: str | os.PathLike) -> None:
+    """Check that weights that a new run starts from are of this network, as far as the checkpoint says of which.
+
+    Args:
+        checkpoint: Its content, with or without what the tensors hold.
+        model: The model of the run, without a distributed wrapper.
+        what: What errors call the checkpoint, such as its path.
+
+    Raises:
+        CheckpointError: If they are not; lists the differences.
+    """
+    backbone = getattr(model, 'backbone', None)
+    if SUPERNET_KEY in checkpoint and hasattr(backbone, 'extract'):
+        check_same_network(checkpoint[SUPERNET_KEY], backbone, what)
 
 
 # --- the newest good checkpoint --------------------------------------------------------------

@@ -18,13 +18,14 @@ from poa_mm.checkpoint import CheckpointError, check_state, is_sharded
 from poa_mm.checkpoint.sharded import check_torch, load_tensors, optimizer_tensors, save_sharded
 from poa_mm.models.heads.multi_prototype_head import Projector, Prototypes
 
+from .console import ShortConsole
 from .resume import SCHEME, read_run
 
 DTYPES = {'bfloat16': torch.bfloat16, 'float16': torch.float16, 'float32': torch.float32}
 
 
 @STRATEGIES.register_module()
-class FullyShardStrategy(DDPStrategy):
+class FullyShardStrategy(ShortConsole, DDPStrategy):
     """Shards a :class:`~poa_mm.models.POA` over all ranks with torch's ``fully_shard`` (FSDP2)::
 
         runner_type = 'FlexibleRunner'

@@ -79,8 +79,13 @@ def load_backbone(
     checkpoint = checkpoint or (init_cfg.get('checkpoint') if isinstance(init_cfg, Mapping) else None)
     if checkpoint is None:
         raise ValueError('no checkpoint: give one, or name it in init_cfg of the backbone')
+    backbone = _loaded(config, checkpoint)
     if preprocessor is not None:
         check_normalisation(preprocessor, checkpoint)
+    return backbone
+
+
+def _loaded(config: Mapping[str, Any], checkpoint: str | os.PathLike) -> nn.Module:
     kind = config.get('type')
     kind = MODELS.get(kind) if isinstance(kind, str) else kind
     if hasattr(kind, 'extract'):

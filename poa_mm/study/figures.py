@@ -39,7 +39,7 @@ def figures_of(
         By name, in the order of the page: ``params``, ``heat_map``, ``ablation``, ``labels``.
     """
     figures = {
-        'params': _over_params(entries, data, params),
+        'params': _over_params(entries, data, params, sizes),
         'heat_map': _heat_map(entries, data),
         'ablation': _ablation(entries, data, sizes),
         'labels': _over_labels(entries, data, sizes),
@@ -70,7 +70,7 @@ def _points(axes: Axes, found: Mapping[float, Summary], **style) -> None:
     axes.errorbar(list(found), means, spread, capsize=3, **style)
 
 
-def _over_params(entries: Sequence[Entry], data: str, params: Mapping[str, int]) -> Figure | None:
+def _over_params(entries: Sequence[Entry], data: str, params: Mapping[str, int], sizes: Sequence[str]) -> Figure | None:
     """k-NN accuracy over the number of parameters."""
     figure, axes = _axes('parameters (thousands)', 'k-NN accuracy (%)')
     styles = {
@@ -94,6 +94,8 @@ def _over_params(entries: Sequence[Entry], data: str, params: Mapping[str, int])
     if pixels:
         axes.axhline(100 * pixels.mean, color='0.4', linestyle='--', linewidth=1, label='raw pixels')
     axes.set_xscale('log')
+    axes.set_xticks([params[size] / 1000 for size in sizes], [f'{size}\n{params[size] / 1000:.0f}' for size in sizes])
+    axes.set_xticks([], minor=True)
     axes.legend(frameon=False, fontsize=8)
     return figure if drawn else None
 
@@ -151,5 +153,6 @@ def _over_labels(entries: Sequence[Entry], data: str, sizes: Sequence[str]) -> F
                 drawn = True
     axes.set_xscale('log')
     axes.set_xticks([1, 10], ['1', '10'])
+    axes.set_xticks([], minor=True)
     axes.legend(frameon=False, fontsize=8)
     return figure if drawn else None

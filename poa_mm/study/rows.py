@@ -1,4 +1,8 @@
-"""The rows of the study and the pieces of work that they consist of."""
+"""The rows of the study and the pieces of work that they consist of.
+
+A pre-training with other options is one more entry of :data:`ROWS`. Another way to come by a network is a new value of
+``Row.start`` with a method of that name, after an underscore, in :class:`~poa_mm.study.work.Worker`.
+"""
 
 from __future__ import annotations
 

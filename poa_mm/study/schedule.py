@@ -15,11 +15,17 @@ from pathlib import Path
 from mmengine.config import Config
 from rich.console import Console
 
+from poa_mm.mistakes import UserError
+
 from .evidence import Entry, add_evidence
 from .rows import DATA, ROWS, USUAL_ROWS, Unit, plan, space_of
 from .work import Worker, finished
 
 SECONDS = 'wall_seconds.json'  # how long each piece of work took, for the estimate of what is left
+
+
+class WorkError(UserError, RuntimeError):
+    """A piece of work has failed; says how its output ended."""
 
 
 def run_study(
@@ -49,7 +55,7 @@ def run_study(
 
     Raises:
         ValueError: If a row or data set is unknown or ``jobs`` is below 1.
-        RuntimeError: If a piece of work failed; those that run are finished first.
+        WorkError: If a piece of work failed; those that run are finished first.
     """
     if jobs < 1:
         raise ValueError(f'jobs {jobs} is below 1')
@@ -148,7 +154,7 @@ def in_process(unit: Unit, work_dir: Path) -> list[Entry]:
     """Do a piece of work in a process of its own, with one thread; its output goes to ``FOLDER/log``.
 
     Raises:
-        RuntimeError: If it failed, with the end of its output.
+        WorkError: If it failed, with the end of its output.
     """
     folder = unit.folder(Path(work_dir))
     folder.mkdir(parents=True, exist_ok=True)
@@ -161,7 +167,7 @@ def in_process(unit: Unit, work_dir: Path) -> list[Entry]:
     entries = finished(unit, work_dir)
     if code or entries is None:
         tail = '\n'.join((folder / 'log').read_text(errors='replace').splitlines()[-10:])
-        raise RuntimeError(f'{unit.data} {unit} failed; {folder / "log"} ends with\n{tail}')
+        raise WorkError(f'{unit.data} {unit} failed; {folder / "log"} ends with\n{tail}')
     return entries
 
 

@@ -133,7 +133,10 @@ def test_workers_of_a_loader_can_open_it_late(data):
 @pytest.fixture(scope='module')
 def tables(tmp_path_factory):
     """Six images as Arrow, as one of two splits, as Parquet and as a folder."""
-    datasets = pytest.importorskip('datasets', reason="pip install 'poa_mm[datasets]'")
+    # A module of it: without it, the folder of these tests would be imported under its name.
+    pytest.importorskip('datasets.arrow_dataset', reason="pip install 'poa_mm[datasets]'")
+    import datasets
+
     datasets.disable_progress_bars()
     root = tmp_path_factory.mktemp('tables')
     features = datasets.Features(dict(image=datasets.Image(), label=datasets.ClassLabel(names=['ant', 'bee'])))
@@ -151,7 +154,7 @@ def tables(tmp_path_factory):
 
 @pytest.fixture
 def no_hub(monkeypatch, tmp_path):
-    config = pytest.importorskip('datasets').config
+    config = pytest.importorskip('datasets.config', reason="pip install 'poa_mm[datasets]'")
     monkeypatch.setattr(config, 'HF_DATASETS_CACHE', tmp_path / 'hf')
 
 

@@ -227,6 +227,35 @@ def test_random_numbers_are_left_as_they_were():
     assert draw() == plain
 
 
+@pytest.mark.parametrize(
+    ('transform', 'message'),
+    [
+        (dict(type='CenterCrop', crop_size='x'), 'AssertionError|TypeError|ValueError'),
+        (dict(type='CentreCrop', crop_size=4), 'CentreCrop'),
+        (dict(type='CenterCrop', size=4), 'TypeError'),
+    ],
+)
+def test_a_pipeline_of_the_evaluation_after_the_run(config, transform, message):
+    folders('train', 'a', 'b')
+    folders('val', 'a', 'b')
+    pipeline = [dict(type='LoadImageFromFile'), transform, dict(type='PackInputs')]
+    knn = dict(bank=dict(dataset=dict(type='ImageFolder', data_prefix='train', pipeline=pipeline)))
+    with pytest.raises(ValueError, match=rf'knn\.bank\.dataset\.pipeline\.1 cannot be built.*({message})'):
+        check(config(knn=knn))
+
+
+def test_data_that_the_evaluation_after_the_run_lacks(config, warnings):
+    folders('train', 'a', 'b')
+    folders('val', 'a', 'b')
+    loaders = {
+        name: dict(dataset=dict(type='ImageFolder', data_prefix=folder, pipeline=[]))
+        for name, folder in (('bank', 'train'), ('query', 'gone'))
+    }
+    check(config(knn=loaders))
+    text = 'tools/eval_knn.py will lack data after this run: knn.query.dataset.data_prefix = gone'
+    assert warnings == [(logging.WARNING, text)]
+
+
 # --- room ------------------------------------------------------------------------------------
 def test_size_of_a_checkpoint(config, tmp_path):
     folders('train', 'a', 'b')

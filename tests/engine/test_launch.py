@@ -140,3 +140,13 @@ def test_a_swin_that_freezes_itself_late(monkeypatch, launcher, backbone, expect
     cfg = Config(dict(model=dict(backbone=backbone), find_unused_parameters=False))
     launch.prepare(cfg, launcher)
     assert cfg.find_unused_parameters is False
+
+
+@pytest.mark.parametrize(('length', 'interval'), [(20, 2), (3, 1), (49, 4), (50, 50), (1000, 50)])
+def test_a_short_run_has_lines_in_its_log(length, interval):
+    cfg = Config(
+        dict(default_hooks=dict(logger=dict(type='LoggerHook', interval=50)), train_cfg=dict(max_iters=length))
+    )
+    launch._show_short_runs(cfg)
+    assert cfg.default_hooks.logger.interval == interval
+    launch._show_short_runs(Config(dict(train_cfg=dict(max_epochs=3))))

@@ -1,12 +1,18 @@
+import contextlib
 import copy
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
 
 from poa_mm.checkpoint import CheckpointError
+from poa_mm.engine.resume import find_resumable
 
 
 class Record(Hook):
@@ -99,6 +105,51 @@ def test_resumed_run_is_the_uninterrupted_one(config, train, resume, loader):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+@given(data=st.data())
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_killed_after_any_iteration(config, build_runner, tmp_path_factory, data):
+    """Runs of any length, whose updates take 1 to 3 iterations, are killed anywhere, more than once, and go on."""
+    length = data.draw(st.integers(2, 7), label='length')
+    config.optim_wrapper.accumulative_counts = data.draw(st.integers(1, 3), label='accumulative_counts')
+    config.train_cfg.max_iters = length
+    kills = sorted(data.draw(st.sets(st.integers(1, length), min_size=1, max_size=3), label='kills'))
+
+    def run(folder, stop):
+        """Until ``stop``, at which the process is gone and whatever was not written with it."""
+        record = Record()
+        cfg = Config(copy.deepcopy(config.to_dict()) | dict(work_dir=str(folder)))
+        latest = find_resumable(folder)
+        cfg.resume, cfg.load_from = latest is not None, str(latest) if latest else None
+        runner = build_runner(cfg, [record, Kill(stop)])
+        with contextlib.suppress(Killed):
+            runner.train()
+        return record.seen, runner.model.state_dict()
+
+    expected, state = run(tmp_path_factory.mktemp('whole'), None)
+    folder, last = tmp_path_factory.mktemp('killed'), {}
+    for stop in (*kills, None):
+        seen, found = run(folder, stop)
+        last |= {entry['iteration']: entry for entry in seen}
+    assert_same([last[iteration] for iteration in range(length)], expected)
+    assert_same(dict(found), dict(state))
+
+
+class Killed(BaseException):
+    """Stands for a process that is gone: nothing but ``BaseException`` handlers see it."""
+
+
+class Kill(Hook):
+    priority = 'LOWEST'
+
+    def __init__(self, iteration):
+        self.iteration = iteration
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == self.iteration:
+            raise Killed
+
+
 def test_workers_do_not_matter(config, train):
     config.train_cfg.max_iters = 2
     seen, _ = train()
@@ -159,3 +210,14 @@ def test_other_samplers_are_refused(config, train):
     config.train_dataloader.sampler.type = 'InfiniteSampler'
     with pytest.raises(TypeError, match=r"sampler=dict\(type='ResumableSampler'\); got InfiniteSampler"):
         train()
+
+
+@pytest.mark.parametrize(('batch_size', 'images', 'says'), [(4, 1, True), (4, 3, True), (4, 4, False), (4, 5, False)])
+def test_fewer_images_than_a_batch(config, build_runner, monkeypatch, batch_size, images, says):
+    heard = []
+    monkeypatch.setattr(MMLogger, 'warning', lambda self, text, *args, **kwargs: heard.append(text))
+    config.train_dataloader.batch_size = batch_size
+    config.train_dataloader.dataset.indices = images
+    runner = build_runner(config)
+    assert len(runner.train_loop.dataloader.sampler) == images
+    assert any(f'{images} images are there for batches of 4' in text for text in heard) == says

@@ -1,6 +1,7 @@
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from poa_mm import main_process
 from poa_mm.checkpoint import CheckpointError, read_checkpoint
 from poa_mm.engine import resume
 from poa_mm.engine.hooks.model import model_of
-from poa_mm.engine.resume import check_resumable, find_resumable, load_from_poa, set_start
+from poa_mm.engine.resume import check_resumable, check_start, find_resumable, load_from_poa, set_start
 
 
 class Command:
@@ -463,3 +464,30 @@ def test_no_hub(trained, run_config, build_runner):
     content = read_checkpoint(trained)
     content['message_hub'] = dict(log_scalars=3)
     refused(run_config, build_runner, content, 'expected the state of a message hub, found log_scalars')
+
+
+# --- weights that a new run starts from --------------------------------------------------------
+def test_a_file_that_init_cfg_loads_is_not_loaded_again(tmp_path):
+    """``load_from`` of an extracted config is for mmpretrain's get_model; it would undo what was resized."""
+    torch.save({'state_dict': {'a': torch.ones(1)}}, tmp_path / 'a.pth')
+    named = dict(backbone=dict(init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'a.pth'))))
+    for model, expected in ((named, None), (dict(layers=[named]), None), ({}, f'poa://{tmp_path / "a.pth"}')):
+        cfg = Config(dict(model=model, load_from=str(tmp_path / 'a.pth'), work_dir=str(tmp_path / 'work')))
+        assert set_start(cfg) is None
+        assert cfg.load_from == expected
+
+
+def test_a_start_from_another_supernet(supernets):
+    from mmengine.registry import MODELS
+
+    from poa_mm.checkpoint import describe_supernet
+
+    backbone = supernets['vit']
+    checkpoint = {'state_dict': {}, 'poa': describe_supernet(dict(backbone=backbone))}
+    same = SimpleNamespace(backbone=MODELS.build(backbone | dict(widths=[32, 64])))
+    check_start(checkpoint, same, 'poa.pth')
+    check_start({'state_dict': {}}, same, 'poa.pth')
+    arch = dict(backbone['arch'], num_heads=2)
+    other = SimpleNamespace(backbone=MODELS.build(backbone | dict(arch=arch, widths=[32, 64])))
+    with pytest.raises(CheckpointError, match=r'poa\.pth: .* arch is .*in the checkpoint'):
+        check_start(checkpoint, other, 'poa.pth')

@@ -155,7 +155,7 @@ def test_a_batch_of_nan_is_left_out(on, digits_run, tmp_path, device):
 @slowly_on_cpu
 @pytest.mark.parametrize('with_cp', [False, True], ids=['plain', 'checkpointed'])
 def test_compiled_blocks(make_poa, raw_batch, loss_and_gradients, device, with_cp):
-    """A handful of graphs for all subnets, and the same numbers; on the CPU without code generation."""
+    """A few graphs for all subnets, and the same numbers; on the CPU without code generation."""
     from torch._dynamo.testing import CompileCounterWithBackend
 
     torch._dynamo.reset()

@@ -18,11 +18,11 @@ GOLDEN = dict(
     layer_scale_init_value=0.5,
 )
 SUBNETS = dict(vit=Subnet(48, 3), swin=Subnet(24, 3), resnet=Subnet(8, (3, 3, 6, 3)))
-# Largest relative error of all gradients together, by their norm: three times what autocast on a CPU gives, far below
-# what a term too many or too few would. Rounding flips the signs that ReLU cuts at, so a ResNet's is the largest.
+# Largest relative error of all gradients together, by their norm: three times what autocast on a CPU gives or more, far
+# below what a term too many or too few would. Rounding flips the signs that ReLU cuts at, so a ResNet's is the largest.
 BOUNDS = {
     torch.bfloat16: dict(vit=0.05, swin=0.1, resnet=0.7),
-    torch.float16: dict(vit=0.005, swin=0.015, resnet=0.3),
+    torch.float16: dict(vit=0.01, swin=0.02, resnet=0.3),
 }
 
 

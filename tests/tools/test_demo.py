@@ -17,7 +17,7 @@ OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ('swint_digits'
 @pytest.mark.parametrize('name', ['vitt_digits', *OTHERS])
 def test_demo_in_small(name, tmp_path, monkeypatch, capsys):
     config = demo.CONFIG.with_stem(name)
-    options = ['train_cfg.max_iters=2', 'train_dataloader.batch_size=8', 'log_level=ERROR']
+    options = ['train_cfg.max_iters=2', 'train_dataloader.batch_size=8']
     arguments = [] if config == demo.CONFIG else [str(config)]
     monkeypatch.setattr(sys, 'argv', ['demo.py', *arguments, '--work-dir', str(tmp_path), '--cfg-options', *options])
     if config == demo.CONFIG:  # the other ones, which are slow, export
@@ -41,4 +41,9 @@ def test_demo_in_small(name, tmp_path, monkeypatch, capsys):
     if config != demo.CONFIG:
         assert {*report['exported'], *report['not_exported']} == {'timm', 'huggingface', 'onnx', 'torch'}
         assert all(difference <= 1e-4 for difference in report['exported'].values())
-    assert 'k-NN accuracy on held-out digits' in capsys.readouterr().out
+    screen = ''.join(capsys.readouterr())
+    assert 'k-NN accuracy on held-out digits' in screen
+    assert 'pre-training: 2/2 steps, left 0:00:00 loss' in screen
+    assert len(screen.splitlines()) <= 50
+    assert 'OneDL' not in screen and 'System environment' not in screen
+    assert 'System environment' in next((tmp_path / 'train').glob('*/*.log')).read_text()

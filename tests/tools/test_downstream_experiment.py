@@ -19,7 +19,7 @@ SUBNETS = SEGMENTATION.subnets
 
 @pytest.fixture
 def args(tmp_path):
-    return argparse.Namespace(task='segmentation', fashion_mnist=None, seeds=[3, 4], jobs=1, work_dir=tmp_path / 'work')
+    return argparse.Namespace(task='segmentation', seeds=[3, 4], jobs=1, work_dir=tmp_path / 'work')
 
 
 @pytest.fixture

@@ -64,5 +64,5 @@ def test_nothing_else_stands_on_stderr(supernet_file, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert line.startswith("export_subnet.py: error: timm's ResNet cannot hold subnet 8x3-2-1-3")
+    assert line.startswith("export_subnet: error: timm's ResNet cannot hold subnet 8x3-2-1-3")
     assert not list(tmp_path.iterdir())

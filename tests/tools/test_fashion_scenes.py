@@ -52,7 +52,6 @@ def test_one_number_is_the_side_of_a_square(run, tmp_path):
     ('arguments', 'message'),
     [
         (['data'], 'no elsewhere/train-images-idx3-ubyte'),
-        (['data', '--data-root', 'gone'], 'no gone/train-images-idx3-ubyte'),
         (['full', *QUICK], 'full exists and is not an empty folder'),
         (['data', *QUICK, '--size', '16'], 'size'),
         (['data', *QUICK, '--size', '64', '64', '64'], 'size'),

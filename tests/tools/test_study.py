@@ -50,7 +50,7 @@ def test_mistakes_are_one_line(run, capsys, tmp_path, monkeypatch):
     calls.clear()
     monkeypatch.setattr(tool, 'run_study', Mock(side_effect=ValueError('jobs 0\nis below 1')))
     assert run('--jobs', 0)[0] == 2
-    assert capsys.readouterr().err == 'study: jobs 0 is below 1\n'
+    assert capsys.readouterr().err == 'study: error: jobs 0 is below 1\n'
     assert not calls
 
 

@@ -10,7 +10,7 @@ from mmengine.registry import MODELS
 
 from poa_mm.checkpoint import check_integrity
 from poa_mm.engine import resume
-from poa_mm.engine.launch import read_config
+from poa_mm.engine.launch import prepare, read_config
 
 sys.path.insert(0, str(Path(__file__).parents[2] / 'tools'))
 import train
@@ -215,7 +215,7 @@ def own(tmp_path, monkeypatch):
         args = train.parse_args()
         cfg = read_config(args.config, args.cfg_options, args.work_dir)
         train.merge_args(cfg, args)
-        train.prepare(cfg, args.launcher)
+        prepare(cfg, args.launcher)
         return cfg
 
     return configured

@@ -12,6 +12,7 @@ import argparse
 import sys
 
 from poa_mm.datasets.emoji import write_emoji
+from poa_mm.mistakes import add_debug, run_tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -21,18 +22,20 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('package', metavar='PACKAGE', help='the .tgz file, or the folder that it was unpacked to')
     parser.add_argument('out', metavar='OUT', help='folder to write, new or empty')
     parser.add_argument('--test', type=int, default=3, metavar='N', help='every Nth image is for tests (default: 3)')
+    add_debug(parser)
     return parser.parse_args()
+
+
+def convert(args: argparse.Namespace) -> None:
+    counts = write_emoji(args.package, args.out, args.test)
+    for split, number in counts.items():
+        print(f'{args.out}/{split}: {number} images')
 
 
 def main() -> None:
     args = parse_args()
-    try:
-        counts = write_emoji(args.package, args.out, args.test)
-    except (ValueError, OSError) as error:  # what users get wrong, in one line
-        print(f'emoji: {" ".join(str(error).split())}', file=sys.stderr)
-        sys.exit(2)
-    for split, number in counts.items():
-        print(f'{args.out}/{split}: {number} images')
+    if code := run_tool('emoji', convert, args, debug=args.debug):
+        sys.exit(code)
 
 
 if __name__ == '__main__':

@@ -20,12 +20,11 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
     )
     parser.add_argument('out', metavar='OUT', help='folder to write, new or empty')
-    parser.add_argument('--source', choices=SOURCES, default='fashion_mnist', help='digits need no data')
     parser.add_argument(
-        '--data-root',
-        metavar='DIR',
-        default=os.environ.get('POA_FMNIST', 'data/fashion_mnist'),
-        help="folder with Fashion-MNIST's idx files; the environment variable POA_FMNIST changes the default",
+        '--source',
+        choices=SOURCES,
+        default='fashion_mnist',
+        help='Fashion-MNIST is in the folder that POA_FMNIST names, or data/fashion_mnist; digits need no data',
     )
     parser.add_argument('--train', type=int, default=4000, metavar='N', help='number of training scenes')
     parser.add_argument('--val', type=int, default=500, metavar='N', help='number of validation scenes')
@@ -51,6 +50,7 @@ def parse_args() -> argparse.Namespace:
 
 def compose(args: dict[str, Any]) -> None:
     size = args.pop('size')
+    args['data_root'] = os.environ.get('POA_FMNIST', 'data/fashion_mnist')
     with show_progress('scenes', args['train'] + args['val']) as progress:
         write_scenes(args.pop('out'), size=size * 2 if len(size) == 1 else size, progress=progress, **args)
 

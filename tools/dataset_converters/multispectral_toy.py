@@ -10,6 +10,7 @@ import argparse
 import sys
 
 from poa_mm.datasets.multispectral import write_multispectral
+from poa_mm.mistakes import add_debug, run_tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -19,17 +20,19 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--size', type=int, default=64, help='rows and columns (default: 64)')
     parser.add_argument('--bands', type=int, default=13, help='default: 13')
     parser.add_argument('--seed', type=int, default=0, help='default: 0')
+    add_debug(parser)
     return parser.parse_args()
+
+
+def write(args: argparse.Namespace) -> None:
+    paths = write_multispectral(args.out, args.images, args.size, args.bands, args.seed)
+    print(f'wrote {len(paths)} images to {args.out}')
 
 
 def main() -> None:
     args = parse_args()
-    try:
-        paths = write_multispectral(args.out, args.images, args.size, args.bands, args.seed)
-    except (ValueError, OSError, ModuleNotFoundError) as error:  # what users get wrong, in one line
-        print(f'multispectral_toy: {" ".join(str(error).split())}', file=sys.stderr)
-        sys.exit(2)
-    print(f'wrote {len(paths)} images to {args.out}')
+    if code := run_tool('multispectral_toy', write, args, debug=args.debug):
+        sys.exit(code)
 
 
 if __name__ == '__main__':

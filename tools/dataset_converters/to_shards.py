@@ -15,6 +15,7 @@ import sys
 from poa_mm.datasets.sources import guess_source
 from poa_mm.datasets.write_shards import write_shards
 from poa_mm.evaluation.progress import show_progress
+from poa_mm.mistakes import add_debug, run_tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -25,6 +26,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--per-shard', type=int, default=10_000, metavar='N', help='images of a shard (default: 10000)')
     parser.add_argument('--prefix', default='train', help="the shards are PREFIX-000000.tar .. (default: 'train')")
     parser.add_argument('--split', default='train', help="of a data set of Hugging Face (default: 'train')")
+    add_debug(parser)
     return parser.parse_args()
 
 
@@ -38,11 +40,9 @@ def convert(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    try:
-        convert(parse_args())
-    except (ValueError, OSError, ModuleNotFoundError) as error:  # what users get wrong, in one line
-        print(f'to_shards: {" ".join(str(error).split())}', file=sys.stderr)
-        sys.exit(2)
+    args = parse_args()
+    if code := run_tool('to_shards', convert, args, debug=args.debug):
+        sys.exit(code)
 
 
 if __name__ == '__main__':

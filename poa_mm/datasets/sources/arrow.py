@@ -78,8 +78,8 @@ class ArrowSource(ImageSource):
 
 def _opened(path: Path, split: str) -> Any:
     try:
-        import datasets  # an extra, and slow to import
-    except ModuleNotFoundError as error:
+        from datasets import load_dataset, load_from_disk  # an extra, and slow to import
+    except ImportError as error:  # a folder of that name is imported as an empty package
         raise ModuleNotFoundError("HuggingFaceImages needs datasets: pip install 'poa_mm[datasets]'") from error
     if not path.exists():
         raise FileNotFoundError(f'{path} is not there (data_root of HuggingFaceImages, which downloads nothing)')
@@ -87,9 +87,9 @@ def _opened(path: Path, split: str) -> Any:
         kind = {'.parquet': 'parquet', '.arrow': 'arrow'}.get(path.suffix)
         if kind is None:
             raise ValueError(f'{path} is neither a folder nor a .parquet or .arrow file')
-        return datasets.load_dataset(kind, data_files={split: str(path)}, split=split)
+        return load_dataset(kind, data_files={split: str(path)}, split=split)
     saved = any((path / name).is_file() for name in ('state.json', 'dataset_dict.json'))
-    found = datasets.load_from_disk(str(path)) if saved else datasets.load_dataset(str(path))
+    found = load_from_disk(str(path)) if saved else load_dataset(str(path))
     if not isinstance(found, dict):
         return found  # saved without a split
     if split not in found:

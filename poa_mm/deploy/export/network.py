@@ -70,6 +70,7 @@ class ExportNetwork:
             )
         self.in_channels: int = self.config.get('in_channels', 3)
         self.image_size = to_2tuple(stock.image_size)
+        self.has_bands = has_bands(stock.data_preprocessor, self.in_channels)
         self.swapped, self.mean, self.std = normalisation(stock.data_preprocessor, self.in_channels)
         self.state = dict(stock.state)
         if self.swapped:
@@ -120,8 +121,9 @@ class ExportNetwork:
             input=dict(
                 name='images',
                 shape=['batch', self.in_channels, *self.image_size],
-                order='RGB' if self.in_channels == 3 else 'as in pre-training',
-                range='pixel / 255, minus mean, divided by std',
+                order='as in pre-training' if self.has_bands or self.in_channels == 1 else 'RGB',
+                range='value / 255, minus mean, divided by std',
+                value_range=self.stock.data_preprocessor.get('value_range') or [0, 255],  # becomes 0 to 255 first
                 mean=self.mean,
                 std=self.std,
             ),
@@ -134,11 +136,18 @@ class ExportNetwork:
         )
 
 
+def has_bands(data_preprocessor: Mapping[str, Any], channels: int) -> bool:
+    """Whether images are bands, in an order of their own, rather than grey or colour."""
+    kind = str(data_preprocessor.get('type', '')).rpartition('.')[2]
+    is_ranged = data_preprocessor.get('value_range') is not None
+    return channels not in (1, 3) or is_ranged or kind == 'MultiBandDataPreprocessor'
+
+
 def normalisation(data_preprocessor: Mapping[str, Any], channels: int) -> tuple[bool, list[float], list[float]]:
     """Whether the channels have to be swapped to RGB, and mean and deviation of values in [0, 1]."""
     # SelfSupDataPreprocessor takes any of these for the order of channels.
     to_rgb = any(data_preprocessor.get(key) for key in ('to_rgb', 'bgr_to_rgb', 'rgb_to_bgr'))
-    swapped = channels == 3 and not to_rgb
+    swapped = channels == 3 and not to_rgb and not has_bands(data_preprocessor, channels)
     values = []
     for key, default in (('mean', 0.0), ('std', 1.0)):
         given = data_preprocessor.get(key)

@@ -154,7 +154,7 @@ def write(network: ExportNetwork, folder: Path, options: ExportOptions) -> dict[
     """
     target = folder / f'{network.name}_huggingface'
     build(network).save_pretrained(target)
-    with_processor = network.in_channels == 3
+    with_processor = network.in_channels == 3 and not network.has_bands
     if with_processor:
         processor(network).save_pretrained(target)
     return dict(

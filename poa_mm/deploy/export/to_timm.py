@@ -295,4 +295,5 @@ def options_of_preparation(network: ExportNetwork) -> dict[str, Any]:
     from poa_mm.deploy.config_text import preparation
 
     first = preparation(network.image_size, network.in_channels)[0]
-    return dict(edge=first['scale'] if first['type'] == 'ResizeEdge' else None)
+    is_cut = first['type'].rpartition('.')[2] == 'ResizeEdge'
+    return dict(edge=first['scale'] if is_cut else None)

@@ -73,7 +73,7 @@ class Verification:
             outputs = network.outputs(images)
             _check_swap(network, images, outputs)
             tensors |= {f'{case}.{name}': value.contiguous() for name, value in outputs._asdict().items()}
-        if network.in_channels == 3:
+        if network.in_channels == 3 and not network.has_bands:
             for index in range(len(PICTURES)):
                 tensors[f'picture{index}.features'] = pipeline_features(network, self._picture(network, index))
         save_file(tensors, path)
@@ -153,7 +153,7 @@ def load_batch(network: ExportNetwork, paths: Iterable[str | os.PathLike]) -> Te
     steps = [*steps, dict(type='PackInputs')]
     used = ('mean', 'std', 'to_rgb', 'bgr_to_rgb', 'rgb_to_bgr')
     normalisation = {key: value for key, value in described.items() if key in used}
-    kind = 'SelfSupDataPreprocessor' if network.in_channels in (1, 3) else 'MultiBandDataPreprocessor'
+    kind = 'MultiBandDataPreprocessor' if network.has_bands else 'SelfSupDataPreprocessor'
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         pipeline = Compose([TRANSFORMS.build(step) for step in steps])
         preprocessor = MODELS.build(dict(type=kind, **normalisation))

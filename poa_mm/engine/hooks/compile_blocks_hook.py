@@ -19,8 +19,8 @@ class CompileBlocksHook(OnceHook):
     No config has it by default: on CPUs it gains nothing (``benchmarks/README.md``), on GPUs it has not been measured.
     Checkpoints are the same with and without it.
 
-    Widths, images and tokens are symbols to the compiler, and blocks share their code. So a handful of graphs serves
-    all subnets: full width and any smaller one, with gradient and, for the teacher, without. mmengine's ``compile``
+    Widths, images and tokens are symbols to the compiler, and blocks share their code. So a few graphs are enough
+    for all subnets: full width and any smaller one, with gradient and, for the teacher, without. mmengine's ``compile``
     would trace the whole step of each subnet.
 
     Args:

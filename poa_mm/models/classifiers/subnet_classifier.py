@@ -7,7 +7,8 @@ from typing import Any
 from mmengine.registry import MODELS
 from mmpretrain.models.classifiers import ImageClassifier
 
-from poa_mm.checkpoint import check_state
+from poa_mm.checkpoint import Resizing, check_state
+from poa_mm.checkpoint.geometry import window_of
 
 
 @MODELS.register_module()
@@ -35,9 +36,9 @@ class SubnetClassifier(ImageClassifier):
         expected = dict(self.backbone.state_dict())
         if not expected.keys() & given.keys() or any(key in own for key in given):
             return
-        # The backbone resizes these by itself.
-        sized = ('pos_embed', 'relative_position_bias_table', 'relative_position_index')
-        resized = {key: expected[key] for key in given if key.endswith(sized) and key in expected}
+        # mmpretrain's own resizing of biases needs an old SciPy; that of position embeddings still runs.
+        given = Resizing(window=window_of(self.backbone)).apply(given, None)
+        resized = {key: expected[key] for key in given if key.endswith('pos_embed') and key in expected}
         check_state(expected, given | resized, 'the file, of a backbone alone,')
         for key, value in given.items():
             del state_dict[f'{prefix}{key}']

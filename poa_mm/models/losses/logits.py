@@ -1,9 +1,12 @@
-"""How logits lie in memory."""
+"""How logits are computed, and how they lie in memory."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -11,13 +14,34 @@ ROWS = 8  # logits are computed for a multiple of it
 PARTS = 64  # at most
 
 
+@contextmanager
+def float32_products(device: torch.device) -> Iterator[None]:
+    """Matrix products of float32 whatever the autocast; where that is on, a GPU may round their factors to TF32.
+
+    TF32 keeps 10 bits of a factor, as many as float16, and the range of float32, so that nothing overflows and no
+    small gradient is lost; products are summed in float32. In true float32, the products with all prototypes would take
+    a fifth of a step. Without autocast, they are what torch is set to.
+    """
+    fast = device.type == 'cuda' and torch.is_autocast_enabled()
+    before = torch.get_float32_matmul_precision()
+    if fast:
+        torch.set_float32_matmul_precision('high')
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        if fast:
+            torch.set_float32_matmul_precision(before)
+
+
 def prototype_logits(embeddings: Tensor, prototypes: Tensor) -> Tensor:
-    """``embeddings @ prototypes.T``, ``(N, C)`` and ``(K, C)`` to ``(N, K)``, in memory as ``(K, N)``.
+    """``embeddings @ prototypes.T``, ``(N, C)`` and ``(K, C)`` to ``(N, K)``, in memory as ``(K, N)``, in float32.
 
     With ``N`` rounded up to a multiple of 8 there, this product takes two thirds of the time on the CPU that it takes
     for the usual layout, and so does the loss' gradient. Whatever works on logits element by element keeps the layout.
     """
-    return (prototypes @ padded(embeddings).T).T[: len(embeddings)]
+    with float32_products(embeddings.device):
+        return (prototypes.float() @ padded(embeddings.float()).T).T[: len(embeddings)]
 
 
 def padded(rows: Tensor) -> Tensor:

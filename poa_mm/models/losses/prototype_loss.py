@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .logits import PARTS, in_parts, padded
+from .logits import PARTS, float32_products, in_parts, padded
 
 CHUNK = 2**24  # logits of one matrix product: 64 MiB
 BLOCK = 2**20  # logits of one pass on the CPU: 4 MiB, which its cache holds from one operation to the next
@@ -56,7 +56,8 @@ def prototype_loss(
       where the plain way keeps logits, log-probabilities and their gradients of all rows until the backward pass, and
       nothing is computed twice.
 
-    Works in float32 whatever the autocast. The gradient of the total cannot be differentiated again.
+    Works in float32 whatever the autocast; of its products, :func:`float32_products` says more. The gradient of the
+    total cannot be differentiated again.
 
     Args:
         embeddings: Of the student, ``(N, C)``.
@@ -80,7 +81,7 @@ def prototype_loss(
     """
     if not 0 <= keep <= len(embeddings):
         raise ValueError(f'keep {keep} is not in 0 .. {len(embeddings)}, the number of rows')
-    with torch.autocast(embeddings.device.type, enabled=False):
+    with float32_products(embeddings.device):
         if prototypes_grad is not None:
             prototypes = prototypes.detach()
         total, kept, *rows = _PrototypeLoss.apply(

@@ -129,16 +129,17 @@ def test_hue_of_grey_images_is_refused_in_words():
 
 
 @pytest.mark.parametrize('size', [(40, 30), (300, 280)])
-def test_the_pipeline_of_evaluation(tmp_path, size):
+@pytest.mark.parametrize('bands', [1, 13])
+def test_the_pipeline_of_evaluation(tmp_path, size, bands):
     init_default_scope('mmpretrain')
-    values = RNG.integers(0, 4096, (*size, 13), np.uint16)
+    values = RNG.integers(0, 4096, (*size, bands), np.uint16)
     np.save(tmp_path / 'a.npy', values)
     steps = [
-        dict(type='LoadBands', in_channels=13, value_range=(0, 4095)),
+        dict(type='LoadBands', in_channels=bands, value_range=(0, 4095)),
         dict(type='ResizeEdge', scale=64, edge='short', backend='cv2', interpolation='bicubic'),
         dict(type='CenterCrop', crop_size=56),
         dict(type='PackInputs'),
     ]
     packed = Compose([TRANSFORMS.build(step) for step in steps])(dict(img_path=str(tmp_path / 'a.npy')))
-    assert packed['inputs'].shape == (13, 56, 56)
+    assert packed['inputs'].shape == (bands, 56, 56)
     assert packed['inputs'].is_floating_point()

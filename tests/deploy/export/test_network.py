@@ -54,3 +54,13 @@ def test_stride_is_that_of_the_map(family, subnet, stride, export_network):
     outputs = network.outputs(torch.randn(1, 3, 64, 128))
     assert outputs.feature_map.shape[-2:] == (64 // stride, 128 // stride)
     assert outputs.features.shape == outputs.feature_map.shape[:2]
+
+
+@pytest.mark.parametrize('channels', [1, 3, 5])
+def test_bands_keep_their_order(channels, export_network):
+    bands = dict(type='MultiBandDataPreprocessor', mean=[10.0] * channels, std=[20.0] * channels, value_range=(0, 4095))
+    network = export_network('vit', '32x2', bands, in_channels=channels)
+    assert network.has_bands
+    assert not network.swapped
+    assert network.description()['input']['value_range'] == (0, 4095)
+    assert network.description()['input']['order'] == 'as in pre-training'

@@ -78,6 +78,19 @@ def test_too_many_in_a_row_stop_the_run(guarded, run_config):
     assert same(dict(kept), poison.states[0])
 
 
+@pytest.mark.parametrize(('poisoned', 'stops_at'), [(range(1, 10), None), (range(1, 11), 10), (range(12), 9)])
+def test_the_tenth_in_a_row_stops_the_run(guarded, run_config, poisoned, stops_at):
+    """As shipped: nine in a row are passed over, ten are not."""
+    run_config.train_cfg.max_iters = 12
+    runner, _ = guarded(set(poisoned))
+    if stops_at is None:
+        runner.train()
+        assert runner.iter == 12
+        return
+    with pytest.raises(NonFiniteError, match=f'iteration {stops_at} are not finite, the last of 10 in a row'):
+        runner.train()
+
+
 def test_a_finite_iteration_starts_the_count_anew(guarded):
     runner, _ = guarded({0, 2}, max_in_a_row=2)
     runner.train()
