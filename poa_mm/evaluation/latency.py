@@ -15,7 +15,7 @@ import torch
 
 from poa_mm.elastic import Subnet
 
-VISIT_SECONDS = 0.1  # timed calls of one network, before the next has its turn
+VISIT_SECONDS = 0.1  # of calls of one network, before the next has its turn
 MAX_CALLS = 20  # of one visit
 
 
@@ -74,13 +74,14 @@ def time_visit(
 
     Args:
         run: Returns when the result is there, of a GPU too.
-        seconds: Calls go on until they have taken so long together, two at least. Default: 0.1.
+        seconds: There are as many calls as the fastest of them fits into so long, two at least: whatever delays some of
+            them leaves no fewer. Default: 0.1.
         max_calls: But at most so many. Default: 20.
         clock: Gives seconds. Default: the time that passes, which is what a user waits.
     """
     run()
     times: list[float] = []
-    while len(times) < 2 or (sum(times) < seconds and len(times) < max_calls):
+    while len(times) < 2 or (len(times) * min(times) < seconds and len(times) < max_calls):
         start = clock()
         run()
         times.append(clock() - start)

@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from .report import write_whole
@@ -16,6 +17,7 @@ from .report import write_whole
 FORMAT = 1
 NAME = 'scorecard'
 PAGE = Path(__file__).with_name('page')
+BUSY = 1.5  # 90th percentile over median, from which on timings are said to scatter
 PREDICTED = '~'  # before a number that was not measured
 
 
@@ -136,6 +138,7 @@ def describe(card: Mapping[str, Any]) -> list[str]:
     ]
     lines += [f'peak memory of {name}: {text}' for name, text in card['memory'].items()]
     for condition in card['conditions']:
+        lines += _scatter(card, condition)
         kinds = [entry['costs'][condition]['kind'] for entry in card['subnets']]
         measured = kinds.count('measured')
         if condition not in card['fits']:
@@ -146,6 +149,18 @@ def describe(card: Mapping[str, Any]) -> list[str]:
             f'{_error(card["fits"][condition]["latency"])}'
         )
     return lines
+
+
+def _scatter(card: Mapping[str, Any], condition: str) -> list[str]:
+    """What to say of timings that differ much from call to call."""
+    costs = [entry['costs'][condition] for entry in card['subnets']]
+    ratio = median(cost['p90_ms'] / cost['median_ms'] for cost in costs if cost['p90_ms'] is not None)
+    if ratio < BUSY:
+        return []
+    return [
+        f'{condition}: the 90th percentile is {ratio:.1f} times the median: the machine had other work, and these are '
+        'the times of a busy machine; measure again when it is quiet, or with more rounds'
+    ]
 
 
 def _error(fit: Mapping[str, Any]) -> str:

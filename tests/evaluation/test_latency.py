@@ -9,8 +9,7 @@ from poa_mm.evaluation.latency import Condition, describe_machine, summarise, ti
 def test_the_first_call_warms_up():
     waits = iter([0.2, *[0.002] * 100])
     times = time_visit(lambda: time.sleep(next(waits)), seconds=0.02)
-    assert 2 <= len(times) <= 20 and min(times) >= 0.002
-    assert len(times) == 2 or sum(times[:-1]) < 0.02
+    assert 2 <= len(times) <= 10 and min(times) >= 0.002
 
 
 def test_calls_are_bounded_both_ways():
@@ -18,6 +17,12 @@ def test_calls_are_bounded_both_ways():
     assert len(time_visit(lambda: calls.append(1), seconds=100, max_calls=7)) == 7
     assert len(calls) == 8
     assert len(time_visit(lambda: time.sleep(0.01), seconds=0)) == 2
+
+
+def test_calls_that_are_delayed_leave_no_fewer():
+    clock = iter([time for start in range(10) for time in (start, start + (0.9 if start % 2 else 0.1))])
+    times = time_visit(lambda: None, seconds=0.75, clock=lambda: next(clock))
+    assert len(times) == 8 and sorted(times)[3] == pytest.approx(0.1)
 
 
 def test_time_is_that_of_the_clock():

@@ -65,6 +65,15 @@ def test_description_tells_how_good_predictions_are():
     assert 'all 16 subnets measured' in '\n'.join(describe(make_card()))
 
 
+def test_times_of_a_busy_machine_are_said_to_be():
+    card = make_card()
+    assert 'busy' not in '\n'.join(describe(card))
+    for row in card['subnets']:
+        cost = row['costs']['torch-cpu-b1']
+        cost['p90_ms'] = 2 * cost['median_ms']
+    assert 'the 90th percentile is 2.0 times the median' in '\n'.join(describe(card))
+
+
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
