@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -83,6 +84,8 @@ class ProgressHook(Hook):
 def run_demo(cfg: Config, work_dir: Path) -> dict:
     """Score untrained, pre-train, extract, score; the content of `report.json`."""
     start = time.monotonic()
+    for name in ('train', 'subnets', 'scorecard', 'exported'):  # of an earlier demo, whose checkpoint was another one
+        shutil.rmtree(work_dir / name, ignore_errors=True)
     only_warnings(MMLogger.get_instance(f'demo-{start}', log_file=str(work_dir / 'demo.log')))
     init_default_scope(cfg.default_scope)
     say('1. scoring untrained networks of all sizes')
