@@ -74,7 +74,7 @@ DOWNSTREAM_CONFIG = (
     tools/dist_train.sh {name} GPUS
 """
 
-_base_ = f'{{__import__("poa_mm").__path__[0]}}/../configs/{base}'
+_base_ = f'{{__import__("poa_mm").__path__[0]}}/.mim/configs/{base}'
 '''
     + '\n{task_import}\n'
     + BESIDE

@@ -23,7 +23,7 @@ from .staged_files import StagedFiles, save_to
 FORMATS = ('safetensors', 'pth')
 TOLERANCE = 1e-4  # largest difference from the supernet's features, which is float rounding
 
-CONFIGS = Path(__file__).parents[2] / 'configs'  # of a checkout
+CONFIGS = Path(__file__).parents[1] / '.mim' / 'configs'
 
 
 class Library(NamedTuple):

@@ -13,7 +13,7 @@ from ..recipes import follow
 from .data_config import use_data
 from .launch import read_config
 
-CONFIG = Path(__file__).parents[2] / 'configs' / 'poa' / 'vits_folder.py'  # of a checkout
+CONFIG = Path(__file__).parents[1] / '.mim' / 'configs' / 'poa' / 'vits_folder.py'
 FAMILIES: Mapping[str, Mapping[str, Any] | None] = {  # backbones in place of that of CONFIG
     'vit': None,
     'swin': dict(type='ElasticSwinTransformer', arch='tiny', img_size=224),
