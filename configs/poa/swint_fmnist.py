@@ -1,10 +1,10 @@
-"""POA with a small Swin on Fashion-MNIST: every subnet sees more than raw pixels do, after minutes on one CPU core.
+"""POA with a small Swin on Fashion-MNIST, about 15 minutes on one CPU core: the pre-training of `docs/evidence.md`.
 
     POA_FMNIST=/path/to/fashion_mnist python tools/train.py configs/poa/swint_fmnist.py
     POA_FMNIST=... python tools/eval_knn.py configs/poa/swint_fmnist.py work_dirs/swint_fmnist/iter_2000.pth
 
-The folder holds the four usual idx files, as mmpretrain's `FashionMNIST` reads them. `docs/evidence.md` has the scores,
-those of the same networks pre-trained alone, and what was tried.
+The folder holds the four usual idx files, as mmpretrain's `FashionMNIST` reads them. That page has the scores,
+those of the same networks pre-trained alone, those of raw pixels, and what was tried.
 """
 
 _base_ = '../_base_/default_runtime.py'
