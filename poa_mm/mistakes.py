@@ -108,6 +108,8 @@ def is_mistake(error: BaseException) -> bool:
         return not (error.name or '').startswith('poa_mm')
     if type(error).__name__ == 'OutOfMemoryError':  # torch's; this module imports nothing heavy
         return True
+    if isinstance(error, RuntimeError) and "can't allocate memory" in _text(error):  # the same, on CPUs
+        return True
     if match := WORKER.match(_text(error)):
         return _is_mistake_by_name(match[1])
     frames = list(_frames(error.__traceback__))

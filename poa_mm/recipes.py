@@ -12,6 +12,7 @@ follow other numbers.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
@@ -102,6 +103,9 @@ class Recipe:
         for name in ('batch_size', 'gpus', 'accumulate', 'lr_batch'):
             if not isinstance(value := getattr(self, name), int) or value < 1:
                 raise ValueError(f'recipe.{name} {value!r} is not a positive whole number')
+        for name in ('lr', 'min_lr', 'warmup_start', 'clip_grad'):
+            if not (math.isfinite(value := getattr(self, name)) and value > 0):
+                raise ValueError(f'recipe.{name} {value!r} is not a positive number')
         if self.images is not None and self.images != COUNT and (not isinstance(self.images, int) or self.images < 1):
             raise ValueError(f'recipe.images {self.images!r} is neither a positive whole number nor {COUNT!r}')
         given = {
@@ -226,7 +230,8 @@ def _schedule(recipe: Recipe) -> Schedule:
     # A run without warm-up has no scheduler for it: mmengine refuses one of length 0.
     # Images that are not counted yet go to the loop, which refuses to run before they are.
     train_cfg = dict(max_iters=max_iters, **(dict(images=COUNT) if recipe.images == COUNT else {}))
-    return Schedule(optim_wrapper, param_scheduler[not warmup :], custom_hooks, train_cfg)
+    param_scheduler = [entry for entry in param_scheduler[not warmup :] if entry['begin'] < max_iters]
+    return Schedule(optim_wrapper, param_scheduler, custom_hooks, train_cfg)
 
 
 # --- a config that follows other numbers ------------------------------------------------------

@@ -64,6 +64,11 @@ def test_no_warm_up_and_no_stretch():
     assert all('T_max' not in entry and entry['begin'] == 0 and entry['end'] == 10 for entry in scheduler)
 
 
+def test_a_run_that_ends_in_its_warm_up():
+    scheduler = schedule(batch_size=4, max_iters=20, warmup_iters=100).param_scheduler
+    assert [entry['type'] for entry in scheduler] == ['LinearLR', 'CosineAnnealingParamScheduler']
+
+
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
@@ -73,6 +78,8 @@ def test_no_warm_up_and_no_stretch():
         (dict(epochs=None), 'needs its length: epochs or max_iters'),
         (dict(gpus=0), 'recipe.gpus 0 is not a positive whole number'),
         (dict(batch_size='64'), "recipe.batch_size '64' is not"),
+        (dict(lr=-0.1), 'recipe.lr -0.1 is not a positive number'),
+        (dict(clip_grad=float('nan')), 'recipe.clip_grad nan is not a positive number'),
     ],
 )
 def test_refuses(changes, message):

@@ -29,6 +29,7 @@ from poa_mm.checkpoint import (
     read_checkpoint,
     shorten,
 )
+from poa_mm.checkpoint.geometry import compare_normalisation
 from poa_mm.checkpoint.unpickling import History, is_inert
 from poa_mm.main_process import on_main
 
@@ -280,4 +281,34 @@ def check_resumable(checkpoint: Mapping[str, Any], model: nn.Module, what: str |
     backbone = getattr(model, 'backbone', None)
     if SUPERNET_KEY in checkpoint and hasattr(backbone, 'space'):
         check_same_supernet(checkpoint[SUPERNET_KEY], backbone, what)
+        stored = checkpoint[SUPERNET_KEY].get('data_preprocessor') or {}
+        normalises = stored.get('mean') is not None and hasattr(model, 'data_preprocessor')
+        if normalises and (different := compare_normalisation(model.data_preprocessor, stored)[0]):
+            wrong = '; '.join(f'{name} is {mine}, in the checkpoint {theirs}' for name, mine, theirs in different)
+            raise CheckpointError(f'{what}: the images of this run are normalised otherwise: {wrong}')
     check_state(model.state_dict(), checkpoint['state_dict'], f'{what}: state_dict')
+
+
+def warn_of_another_recipe(checkpoint: Mapping[str, Any], cfg: Config) -> None:
+    """Say which numbers of the recipe are not those of the run that goes on: its schedules are in the checkpoint."""
+    poa = checkpoint.get(SUPERNET_KEY)
+    before, now = (poa or {}).get('recipe'), cfg.get('recipe')
+    if not isinstance(before, Mapping) or not isinstance(now, Mapping):
+        return
+    before, now = ({key: repr(_listed(value)) for key, value in dict(numbers).items()} for numbers in (before, now))
+    changed = [
+        f'recipe.{key} is {now.get(key)} and was {before.get(key)}'
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+    if changed:
+        _warn(
+            f'{"; ".join(changed)}: a resumed run keeps the learning rate, weight decay and schedules that it began '
+            'with. For others, start a new run from the weights (load_from).'
+        )
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _listed(item) for key, item in sorted(value.items())}
+    return [_listed(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -14,7 +14,7 @@ from .contracts import check_contracts, check_recorded_classes
 from .hooks import StrictPretrainedHook
 from .hooks.model import model_of
 from .hooks.once import check_hooks
-from .resume import check_resumable, check_start, set_start
+from .resume import check_resumable, check_start, set_start, warn_of_another_recipe
 
 
 def build_runner(cfg: Config, resume: str | None = None) -> Runner:
@@ -38,6 +38,7 @@ def build_runner(cfg: Config, resume: str | None = None) -> Runner:
     if resumed:
         checkpoint = read_checkpoint(resumed, weights=False)
         check_resumable(checkpoint, model_of(runner), resumed)
+        warn_of_another_recipe(checkpoint, cfg)
     elif str(cfg.get('load_from')).startswith(SCHEME):
         start = cfg.load_from.removeprefix(SCHEME)
         check_start(read_checkpoint(start, weights=False), model_of(runner), start)

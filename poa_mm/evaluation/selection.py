@@ -115,6 +115,9 @@ def choose(
     by, condition = check_choice(card, by, condition)
     if unknown := limits.keys() - LIMITS:
         raise ValueError(f'limit {min(unknown)!r} is not one of {", ".join(LIMITS)}')
+    for name, limit in limits.items():
+        if not isinstance(limit, (int, float)) or not (math.isfinite(limit) and limit > 0):
+            raise ValueError(f'limit {name} {limit!r} is not a positive number')
 
     def rank(row: Row) -> tuple[float, float, int]:
         return -row['scores'][by], row['costs'][condition]['median_ms'], row['params']

@@ -429,6 +429,23 @@ def test_another_network(trained, run_config, build_runner, change, match):
     refused(run_config, build_runner, read_checkpoint(trained), match)
 
 
+def test_another_normalisation(trained, run_config, build_runner):
+    run_config.model.data_preprocessor.mean = [1.0, 2.0, 3.0]
+    with pytest.raises(CheckpointError, match=r'normalised otherwise: .*mean is \[1.0, 2.0, 3.0\], in the checkpoint'):
+        resume.check_resumable(read_checkpoint(trained), build_runner(run_config).model, 'a.pth')
+
+
+def test_numbers_of_the_recipe_that_have_no_effect_are_named(warnings):
+    checkpoint = {'poa': {'recipe': dict(lr=0.003, betas=(0.9, 0.98), max_iters=4)}}
+    resume.warn_of_another_recipe(checkpoint, Config(dict(recipe=dict(lr=0.003, betas=[0.9, 0.98], max_iters=4))))
+    assert not warnings
+    resume.warn_of_another_recipe(checkpoint, Config(dict(recipe=dict(lr=0.3, betas=[0.9, 0.98], max_iters=8))))
+    (text,) = warnings
+    assert 'recipe.lr is 0.3 and was 0.003; recipe.max_iters is 8 and was 4' in text
+    resume.warn_of_another_recipe({}, Config(dict(a=1)))
+    assert len(warnings) == 1
+
+
 def test_another_family(trained, run_config, build_runner, supernets):
     content = read_checkpoint(trained)
     content['poa']['backbone'] = supernets['swin']

@@ -141,3 +141,10 @@ def test_what_the_scorecard_has_not_is_refused():
 def test_numbers_for_people():
     assert in_unit('params', 30e6) == '30 M' and in_unit('latency', 0.0123) == '0.0123 ms'
     assert in_unit('size', 1234.5e6) == '1234 MB'
+
+
+@pytest.mark.parametrize('limit', [float('nan'), float('inf'), 0, -1, '20', None])
+def test_a_limit_that_is_no_positive_number_is_refused(limit):
+    card = dict(protocols=['knn'], conditions=['torch-cpu-b1'], subnets=[])
+    with pytest.raises(ValueError, match='limit latency .* is not a positive number'):
+        choose(card, {'latency': limit})

@@ -62,6 +62,8 @@ def export_subnets(
     formats = _checked_formats(to, options)
     if subnets is None and not is_extracted(checkpoint):
         raise ExportError(f"{checkpoint}: name the subnets to export, such as '384x12'")
+    if subnets is not None and not (subnets := [subnets] if isinstance(subnets, str) else list(subnets)):
+        raise ExportError("no subnet to export; name some, such as '384x12'")
     networks = [ExportNetwork(stock) for stock in open_networks(checkpoint, subnets)]
     for network in networks:
         for format in formats:
@@ -179,6 +181,8 @@ def _checked_formats(to: Iterable[str], options: ExportOptions) -> list[str]:
             raise ExportError(f'format {format!r} is not one of {", ".join(FORMATS)}')
     if not formats:
         raise ExportError(f'no format; choose of {", ".join(FORMATS)}')
+    if not 0 <= options.tolerance < 1:  # NaN is neither
+        raise ExportError(f'tolerance {options.tolerance} is not a share of accuracy in [0, 1), such as 0.01')
     if (options.fp16 or options.int8) and 'onnx' not in formats:
         raise ExportError('fp16 and int8 are kinds of onnx, which is not among the formats')
     if options.dynamic_size and not {'onnx', 'torch'} & set(formats):

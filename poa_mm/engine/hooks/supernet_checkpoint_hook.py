@@ -60,6 +60,8 @@ class SupernetCheckpointHook(OnceHook):
             entry['deck'] = parts['deck'].state_dict()
         if 'data' in parts:
             entry['data'] = parts['data'].state_dict(checkpoint['meta']['iter'])
+        if 'recipe' in runner.cfg:
+            entry['recipe'] = runner.cfg.recipe.to_dict()
         checkpoint[SUPERNET_KEY] = entry
 
     def _parts(self, runner: Runner) -> dict[str, SubnetDeck | ResumableTrainLoop]:

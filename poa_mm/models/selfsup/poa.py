@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -138,6 +139,8 @@ class POA(BaseSelfSupervisor):
             patch_weight=patch_weight,
             koleo_weight=koleo_weight,
         )
+        if not all(math.isfinite(weight) for weight in weights.values()):
+            raise ValueError(f'weights must be finite numbers; got {weights}')
         if min(weights.values()) < 0 or weight_is + weight_es1 + weight_es2 == 0:
             raise ValueError(f'weights must not be negative and one of the three losses must be on; got {weights}')
         self.weight_is = weight_is

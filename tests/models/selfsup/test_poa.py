@@ -273,6 +273,13 @@ def test_bad_weights_are_refused(weights):
         POA(backbone=BACKBONE, head=HEAD, **weights)
 
 
+@pytest.mark.parametrize('name', ['weight_is', 'weight_es1', 'weight_es2', 'patch_weight', 'koleo_weight'])
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_weights_that_are_no_numbers_are_refused(name, value):
+    with pytest.raises(ValueError, match='weights must be finite numbers'):
+        POA(backbone=BACKBONE, head=HEAD, **{name: value})
+
+
 def test_a_batch_without_views_is_refused(make_poa):
     with pytest.raises(ValueError, match='the first two views must be global crops'):
         make_poa().loss([])
