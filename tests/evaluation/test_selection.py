@@ -146,5 +146,5 @@ def test_numbers_for_people():
 @pytest.mark.parametrize('limit', [float('nan'), float('inf'), 0, -1, '20', None])
 def test_a_limit_that_is_no_positive_number_is_refused(limit):
     card = dict(protocols=['knn'], conditions=['torch-cpu-b1'], subnets=[])
-    with pytest.raises(ValueError, match='limit latency .* is not a positive number'):
+    with pytest.raises(ValueError, match=r'limit latency .* is not a positive number'):
         choose(card, {'latency': limit})
