@@ -125,8 +125,8 @@ def export(
     Args:
         checkpoint: Checkpoint of a pre-training run or of ``import_public_checkpoint``, or the config ``poa_*.py`` of
             an extracted subnet.
-        subnets: One or more of ``'384x12'``, aliases or :class:`~poa_mm.elastic.Subnet`. Default: None, which only an
-            extracted subnet goes without.
+        subnets: One or more of ``'384x12'``, aliases or :class:`~poa_mm.elastic.Subnet`. Default: None, for
+            the config of an extracted subnet only.
         to: One or more of ``'timm'``, ``'huggingface'``, ``'onnx'`` and ``'torch'``.
         out_dir: Folder to write to, made if it is missing.
         config: Config with the entry ``knn``, which ``fp16`` and ``int8`` are scored by: a file or the config itself.

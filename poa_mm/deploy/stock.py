@@ -98,7 +98,7 @@ def open_network(checkpoint: str | os.PathLike, subnet: Subnet | str | None = No
         ValueError: Also if the checkpoint holds several subnets and none is named.
     """
     if subnet is None and not is_extracted(checkpoint):
-        raise ValueError(f"{checkpoint}: name a subnet such as '384x12'; only an extracted one goes without")
+        raise ValueError(f"{checkpoint}: name a subnet such as '384x12'; the config of an extracted subnet needs none")
     return next(open_networks(checkpoint, None if subnet is None else [subnet]))
 
 

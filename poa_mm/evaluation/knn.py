@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from mmengine.config import Config
 from mmengine.dist import all_reduce
+from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,6 +18,8 @@ from poa_mm.elastic import Subnet
 from .data import EvaluationData, open_data
 from .features import extract_features, feature_batches
 from .progress import show_progress
+
+COLLAPSED = 2e-3  # cosines in float32 are right to about 1e-6, so distances to 1e-3
 
 
 class NearestNeighbours:
@@ -181,6 +185,28 @@ def evaluate_knn(
     return {str(subnet): _score(dict(zip(ks, row))) for subnet, row in zip(subnets, accuracies)}
 
 
+def warn_of_collapse(features: Mapping[Subnet, Tensor]) -> None:
+    """Say of which subnets the features of all images are the same to rounding: their neighbours mean nothing.
+
+    Args:
+        features: Of each subnet, ``(N, D)``.
+    """
+    collapsed = [str(subnet) for subnet, values in features.items() if len(values) > 1 and _spread(values) < COLLAPSED]
+    if collapsed:
+        print_log(
+            f'The features of all images are alike to rounding for {", ".join(collapsed)}: the k-NN score means '
+            'nothing. The network has collapsed or is untrained.',
+            'current',
+            logging.WARNING,
+        )
+
+
+def _spread(features: Tensor) -> float:
+    """The largest distance of a normalised feature from the mean of all."""
+    features = F.normalize(features.float(), dim=1)
+    return (features - features.mean(dim=0)).norm(dim=1).max().item()
+
+
 def _count_correct(
     backbone: nn.Module,
     subnets: Sequence[Subnet],
@@ -193,6 +219,7 @@ def _count_correct(
     total = len(data.query.dataset) + len(data.bank.dataset)
     with show_progress(f'k-NN, {len(subnets)} subnets', total, progress) as advance:
         queries, query_labels = extract_features(backbone, data.query, data.preprocessor, subnets, advance, shard=True)
+        warn_of_collapse(queries)
         searches = {subnet: NearestNeighbours(queries.pop(subnet), max(ks)) for subnet in subnets}
         for features, labels in feature_batches(backbone, data.bank, data.preprocessor, subnets, advance):
             for subnet, search in searches.items():

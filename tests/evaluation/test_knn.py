@@ -20,6 +20,7 @@ from poa_mm.evaluation import (
     evaluate_knn,
     extract_features,
     feature_batches,
+    knn,
     knn_accuracy,
     print_table,
     save_report,
@@ -412,3 +413,14 @@ def test_features_that_are_no_numbers_are_refused(part, bad):
     features[part][:] = bad
     with pytest.raises(ValueError, match='hold NaN or infinity'):
         knn_accuracy(features['bank'], torch.arange(30) % 3, features['query'], torch.arange(5) % 3)
+
+
+@pytest.mark.parametrize(('noise', 'warned'), [(1e-4, True), (0.0, True), (0.05, False)])
+def test_features_that_are_all_alike_are_said(monkeypatch, noise, warned):
+    said = []
+    monkeypatch.setattr(knn, 'print_log', lambda text, *args: said.append(text))
+    torch.manual_seed(0)
+    features = torch.ones(8, 16) + noise * torch.randn(8, 16)
+    knn.warn_of_collapse({Subnet(48, 3): features, Subnet(96, 6): torch.randn(8, 16)})
+    assert bool(said) is warned
+    assert not warned or 'for 48x3: the k-NN score means nothing' in said[0]

@@ -43,7 +43,7 @@ def export_subnets(
     Args:
         checkpoint: Checkpoint of a pre-training run or of ``import_public_checkpoint``, or the config ``poa_*.py`` of
             an extracted subnet.
-        subnets: ``'384x12'``, aliases or :class:`Subnet`. Default: None, which only an extracted subnet goes without.
+        subnets: ``'384x12'``, aliases or :class:`Subnet`. Default: None, for the config of an extracted subnet only.
         to: Formats, of ``FORMATS``.
         out_dir: Folder to write to, made if it is missing.
         options: What else to choose. Default: that of :class:`ExportOptions`.
