@@ -99,7 +99,9 @@ def test_factors_of_ten_bits_change_the_targets_little():
         logits = prototype_logits(embeddings, prototypes)
     found = SinkhornKnopp()(logits, 0.04)
     assert 0 < (found - exact).abs().sum(dim=1).max() < 5e-3
-    half = SinkhornKnopp()((embeddings.half() @ prototypes.half().T), 0.04)
+    # As float16 would round factors and logits; torch 2.1 has no such product on CPUs.
+    product = embeddings.half().float() @ prototypes.half().float().T
+    half = SinkhornKnopp()(product.half().float(), 0.04)
     assert (half - exact).abs().sum(dim=1).max() > (found - exact).abs().sum(dim=1).max()
 
 
