@@ -41,7 +41,7 @@ test:
 	@python=$(ENV_PYTHON) && $$python -m pytest -q
 
 test-light:
-	@python=$$(tools/make_env.sh light)/bin/python && $$python -m pytest -q $(LIGHT_TESTS)
+	@python=$$(tools/make_env.sh light)/bin/python && $$python -m pytest -q -o addopts="-m 'not slow'" $(LIGHT_TESTS)
 
 # Each test is skipped, and says so, where there is no GPU.
 test-gpu:
