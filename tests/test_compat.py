@@ -2,6 +2,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,9 @@ def test_notices_of_libraries_are_left_out_and_nothing_else(capsys):
 
 
 def test_importing_says_nothing():
-    code = 'import poa_mm; from poa_mm.compat import import_downstream; import_downstream("mmdet")'
+    code = 'import poa_mm'
+    if find_spec('mmdet') and find_spec('mmcv._ext'):  # the light stack has neither
+        code += '; from poa_mm.compat import import_downstream; import_downstream("mmdet")'
     done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ''
