@@ -71,7 +71,7 @@ def test_pre_trained_extracted_and_scored(cfg, checkpoint, tmp_path):
     backbone = load_backbone(extracted.model.backbone)
     cut = evaluate_knn(cfg, backbone, progress=False)
     assert cut['32x2'] == whole['32x2']
-    assert whole['64x2']['accuracy'] > 0.25  # better than chance, of four classes
+    assert whole['64x2']['accuracy'] > 0.5  # spectra tell the four classes apart, even at the beginning
 
 
 def test_the_extracted_config_takes_an_image(cfg, checkpoint, tmp_path):
