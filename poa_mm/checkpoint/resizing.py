@@ -1,7 +1,7 @@
 """Position embeddings of another grid, relative position biases of another window, patches of another size.
 
-The first two: what is resized is said in the name that mmengine loads from, ``poa+grid=16x16://PATH`` or ``poa+window=12://PATH``: it
-reads the file once more when it initialises a model, and has to find the same weights.
+Of the first two, what is resized is said in the name that mmengine loads from, ``poa+grid=16x16://PATH`` or
+``poa+window=12://PATH``: it reads the file once more when it initialises a model, and has to find the same weights.
 """
 
 from __future__ import annotations
