@@ -12,7 +12,7 @@ from .layers import (
     leading,
     sliced_state_dict,
 )
-from .patches import overlaps, resize_grid, resize_kernel
+from .patches import overlaps, resize_grid, resize_patches
 from .space import SubnetSpace
 from .subnet import Subnet, kept_blocks
 
@@ -31,7 +31,7 @@ __all__ = [
     'leading',
     'overlaps',
     'resize_grid',
-    'resize_kernel',
+    'resize_patches',
     'resnet_cost',
     'sliced_state_dict',
     'swin_cost',

@@ -1,18 +1,18 @@
-"""Patches of another size: one kernel and one position embedding serve them all.
+"""Patches of other sizes: the weights of one projection and one position embedding serve them all.
 
-FlexiViT (Beyer et al., 2023, Sec. 3.4): of a larger patch, the resized kernel gives the token that the native kernel
-gives of the patch before it was enlarged; of a smaller one, the nearest to it in the mean over all patches.
+FlexiViT (https://arxiv.org/abs/2212.08013, Eq. 2-4): the resized weights give on a patch that was resized what the
+weights gave on the patch before, exactly if it became larger, in the least-squares sense if it became smaller.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
 
 
-@lru_cache(maxsize=None)
+@cache
 def resize_matrix(size: int, to: int, inverse: bool = False) -> Tensor:
     """Linear interpolation of ``size`` numbers in a row to ``to``, antialiased, as a matrix ``(to, size)``.
 
@@ -21,7 +21,7 @@ def resize_matrix(size: int, to: int, inverse: bool = False) -> Tensor:
     Args:
         size: Numbers there are.
         to: Numbers wanted.
-        inverse: The pseudo-inverse of its transpose instead, ``(to, size)``, by which a kernel is resized.
+        inverse: The pseudo-inverse of its transpose instead, ``(to, size)``, by which weights are resized.
             Default: False.
 
     Returns:
@@ -37,31 +37,33 @@ def resize_matrix(size: int, to: int, inverse: bool = False) -> Tensor:
         return torch.linalg.pinv(matrix.T) if inverse else matrix
 
 
-@lru_cache(maxsize=None)
+@cache
 def _placed(size: int, to: int, inverse: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
     """:func:`resize_matrix` where it is needed, copied there once."""
     with torch.inference_mode(False):
         return resize_matrix(size, to, inverse).to(device, dtype)
 
 
-def resize_kernel(kernel: Tensor, to: int) -> Tensor:
-    """Kernel of a patch projection for patches of ``to`` pixels.
+def resize_patches(weight: Tensor, size: tuple[int, int]) -> Tensor:
+    """Weights of a patch projection for patches of another size.
 
-    With ``P`` for the pseudo-inverse of the transpose of the interpolation, ``P kernel P^T``: the product of a patch
-    with the kernel is that of the enlarged patch with the resized kernel. Computed in float32 at least, whatever the
-    autocast.
+    With ``R`` and ``C`` for the pseudo-inverses of the transposed interpolations of rows and columns, ``R weight C^T``:
+    the product of a patch with the weights is that of the enlarged patch with the resized weights. Computed in float32
+    at least, whatever the autocast.
 
     Args:
-        kernel: ``(D, C, size, size)``.
-        to: Height and width of a patch.
+        weight: ``(D, C, rows, columns)``.
+        size: Rows and columns of the new patches.
 
     Returns:
-        ``(D, C, to, to)``.
+        ``(D, C, *size)``.
     """
-    dtype = torch.promote_types(kernel.dtype, torch.float32)
-    matrix = _placed(kernel.shape[-1], to, True, dtype, kernel.device)
-    with torch.autocast(kernel.device.type, enabled=False):
-        return (matrix @ kernel.to(dtype) @ matrix.T).to(kernel.dtype)
+    if tuple(weight.shape[-2:]) == tuple(size):
+        return weight
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    rows, columns = (_placed(*sizes, True, dtype, weight.device) for sizes in zip(weight.shape[-2:], size))
+    with torch.autocast(weight.device.type, enabled=False):
+        return (rows @ weight.to(dtype) @ columns.T).to(weight.dtype)
 
 
 def resize_grid(cells: Tensor, grid: tuple[int, int], to: tuple[int, int]) -> Tensor:

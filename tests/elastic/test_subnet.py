@@ -97,9 +97,13 @@ def test_a_patch_size_follows_the_depth():
     assert Subnet.parse('384x12').patch is None
 
 
-@pytest.mark.parametrize('text', ['384x12p', '384x12P32', '384p32', '384p32x12', '384x12p-8', '384x12p8p8', '384x12p8x8'])
+@pytest.mark.parametrize(
+    'text', ['384x12p', '384x12P32', '384p32', '384p32x12', '384x12p-8', '384x12p8p8', '384x12p8x8']
+)
 def test_other_forms_of_a_patch_size_are_refused_with_an_example(text):
-    with pytest.raises(ValueError, match=rf"'{re.escape(text)}' is not of the form .* or WIDTHxDEPTHpPATCH.*'384x12p32'"):
+    with pytest.raises(
+        ValueError, match=rf"'{re.escape(text)}' is not of the form .* or WIDTHxDEPTHpPATCH.*'384x12p32'"
+    ):
         Subnet.parse(text)
 
 

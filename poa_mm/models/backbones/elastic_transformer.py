@@ -16,7 +16,7 @@ from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from poa_mm.elastic import ElasticLayer, ElasticLayerNorm, ElasticLayerScale, ElasticLinear, leading, resize_kernel
+from poa_mm.elastic import ElasticLayer, ElasticLayerNorm, ElasticLayerScale, ElasticLinear, leading, resize_patches
 
 
 def add_branch(x: Tensor, branch: Callable[[Tensor], Tensor], drop_rate: float) -> Tensor:
@@ -91,7 +91,9 @@ class ElasticPatchEmbed(PatchEmbed, ElasticLayer):
     def sliced(self, width: int, patch: int | None = None) -> tuple[Tensor, Tensor | None]:
         """Kernel ``(width, C, rows, columns)`` and bias ``(width,)`` in use."""
         kernel, bias = self.projection.weight[:width], self.projection.bias
-        return kernel if patch is None else resize_kernel(kernel, patch), None if bias is None else leading(bias, width)
+        if patch is not None:
+            kernel = resize_patches(kernel, (patch, patch))
+        return kernel, None if bias is None else leading(bias, width)
 
     def sliced_state(self, ratio: Fraction, patch: int | None = None) -> dict[str, Tensor]:
         kernel, bias = self.sliced(int(self.embed_dims * ratio), patch)

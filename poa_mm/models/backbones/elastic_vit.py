@@ -19,7 +19,6 @@ from poa_mm.elastic import (
     Cost,
     ElasticLayerNorm,
     Subnet,
-    SubnetSpace,
     kept_blocks,
     leading,
     resize_grid,
