@@ -12,7 +12,8 @@ from functools import total_ordering
 class Subnet:
     """Size of one sub-network; immutable and hashable.
 
-    Printed and parsed as ``"384x12"``, ``"64x3-4-6-3"`` or, with a patch size, ``"384x12p32"``. The order is by width, by depth, and by patch size, the native one last.
+    Printed and parsed as ``"384x12"``, ``"64x3-4-6-3"`` or, with a patch size, ``"384x12p32"``. The order is by width,
+    by depth and by patch size, the native one last.
 
     Args:
         width: Channels of the token embedding; of a ResNet, mid channels of the first stage's bottlenecks.
@@ -44,8 +45,8 @@ class Subnet:
         match = re.fullmatch(r'\s*(\d+)\s*x\s*(\d+(?:-\d+)*)\s*(?:p\s*(\d+)\s*)?', str(text))
         if match is None:
             raise ValueError(
-                f"subnet {text!r} is not of the form WIDTHxDEPTH, such as '384x12' or '64x3-4-6-3', or WIDTHxDEPTHpPATCH, "
-                "such as '384x12p32'"
+                f"subnet {text!r} is not of the form WIDTHxDEPTH, such as '384x12' or '64x3-4-6-3', or "
+                "WIDTHxDEPTHpPATCH, such as '384x12p32'"
             )
         depth = tuple(map(int, match[2].split('-')))
         return cls(int(match[1]), depth if len(depth) > 1 else depth[0], int(match[3]) if match[3] else None)

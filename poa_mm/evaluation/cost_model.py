@@ -115,8 +115,8 @@ class AdditiveFit:
             ValueError: If they were not.
         """
         if _kind(subnet) not in self._coefficients:
-            known = sorted(Subnet(width, 0, patch) for width, patch in self._coefficients)
-            raise ValueError(f'{_described(subnet)} was not measured; measured are {", ".join(map(_described, known))}')
+            known = ', '.join(_described(size) for size in sorted(Subnet(w, 0, p) for w, p in self._coefficients))
+            raise ValueError(f'width {_described(subnet)} was not measured; measured are [{known}]')
         return float(self._coefficients[_kind(subnet)] @ [1, *_blocks(subnet.depth)])
 
 
@@ -143,7 +143,7 @@ def _kind(subnet: Subnet) -> tuple[int, int | None]:
 
 
 def _described(subnet: Subnet) -> str:
-    return f'width {subnet.width}' if subnet.patch is None else f'width {subnet.width} with patch size {subnet.patch}'
+    return f'{subnet.width}' if subnet.patch is None else f'{subnet.width} with patch size {subnet.patch}'
 
 
 def _blocks(depth: int | tuple[int, ...]) -> tuple[int, ...]:

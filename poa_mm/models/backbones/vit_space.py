@@ -87,6 +87,6 @@ def check_whole_patches(image_size: tuple[int, int], patch: int, what: str = 'im
     if isinstance(patch, int) and patch > 0 and any(size % patch for size in image_size):
         height, width = image_size
         raise ValueError(
-            f'{what} of {height} x {width} pixels and patches of {patch} x {patch} do not fit: with patch_sizes, height '
-            'and width have to be multiples of every patch size'
+            f'{what} of {height} x {width} pixels and patches of {patch} x {patch} do not fit: with patch_sizes, '
+            'height and width have to be multiples of every patch size'
         )
