@@ -109,7 +109,7 @@ def test_other_forms_of_a_patch_size_are_refused_with_an_example(text):
 
 def test_the_native_patch_size_comes_last():
     ordered = [Subnet(32, 2, 8), Subnet(32, 2, 32), Subnet(32, 2), Subnet(32, 3, 8), Subnet(48, 2, 8), Subnet(48, 2)]
-    assert sorted(ordered[::-1]) == ordered
+    assert sorted(set(ordered)) == ordered
     assert Subnet(32, 2, 32) < Subnet(32, 2) and Subnet(32, 2) > Subnet(32, 2, 8) and Subnet(32, 2) <= Subnet(32, 2)
     with pytest.raises(TypeError):
         assert Subnet(32, 2) < '32x3'
