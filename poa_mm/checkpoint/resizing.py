@@ -1,7 +1,7 @@
-"""Position embeddings of another grid and relative position biases of another window.
+"""Position embeddings of another grid, relative position biases of another window, patches of another size.
 
-What is resized is said in the name that mmengine loads from, ``poa+grid=16x16://PATH`` or ``poa+window=12://PATH``: it
-reads the file once more when it initialises a model, and has to find the same weights.
+Of the first two, what is resized is said in the name that mmengine loads from, ``poa+grid=16x16://PATH`` or
+``poa+window=12://PATH``: it reads the file once more when it initialises a model, and has to find the same weights.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from poa_mm.elastic import resize_patches as resize_patches
 
 SCHEME = 'poa://'
 PATTERN = r'poa(?:\+(?:grid=\d+x\d+|window=\d+))*://'  # of all names that begin like this
