@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from mmengine.model import BaseModule
-from mmengine.registry import MODELS
+from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
