@@ -86,23 +86,27 @@ def resize_grid(cells: Tensor, grid: tuple[int, int], to: tuple[int, int]) -> Te
         return (rows @ values @ columns.T).flatten(2).transpose(1, 2).to(cells.dtype)
 
 
-def overlaps(grid: tuple[int, int], other: tuple[int, int]) -> Tensor:
+@cache
+def overlaps(grid: tuple[int, int], other: tuple[int, int], device: torch.device | str = 'cpu') -> Tensor:
     """Share of each cell of a grid that lies in each cell of another grid of the same area.
 
     Args:
         grid: Rows and columns.
         other: Those of the other grid.
+        device: Where it is needed. Default: the CPU.
 
     Returns:
-        ``(rows * columns, rows' * columns')`` in float32 on the CPU; rows sum to 1.
+        ``(rows * columns, rows' * columns')`` in float32, the same object each time; rows sum to 1.
     """
-    rows, columns = map(_shared, grid, other)
-    return torch.kron(rows, columns).float()
+    with torch.inference_mode(False), torch.no_grad():
+        rows, columns = map(_shared, grid, other)
+        return torch.kron(rows, columns).float().to(device)
 
 
 def _shared(cells: int, others: int) -> Tensor:
     """Share of each of ``cells`` that lies in each of ``others``, all on one line, ``(cells, others)``."""
     # In units of which a cell has `others` and an other one `cells`: whole numbers.
-    start, other = torch.arange(cells)[:, None] * others, torch.arange(others) * cells
+    with torch.device('cpu'):
+        start, other = torch.arange(cells)[:, None] * others, torch.arange(others) * cells
     shared = torch.minimum(start + others, other + cells) - torch.maximum(start, other)
     return shared.clamp(min=0).double() / others

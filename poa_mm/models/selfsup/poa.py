@@ -19,6 +19,7 @@ from ..losses import Targets, feature_loss, prototype_loss
 from .batch import MultiCropBatch, check_views
 from .early_backward import EarlyBackward, hand_over
 from .frozen_teacher import FeatureMap, build_frozen_teacher, complete
+from .grids import check_crops
 from .objectives import cross_view, same_view
 from .students import StudentOutput, student_loss
 from .targets import TeacherTargets
@@ -193,6 +194,7 @@ class POA(BaseSelfSupervisor):
             TypeError, ValueError: If the batch breaks the contract.
         """
         check_views(inputs)  # before a size is read off one
+        check_crops(inputs, self.backbone.space)
         grid = self.backbone.mask_grid(tuple(inputs[0].shape[-2:]))
         batch = MultiCropBatch.collate(
             inputs, data_samples, grid, masked=self.patch_loss_active and self.patch_weight > 0
@@ -237,13 +239,18 @@ class POA(BaseSelfSupervisor):
         if self.feature_weight == 0:
             rows = self._to_teacher(torch.cat([features, batch.masked_of(patches)]))
             return StudentOutput(features, self.head.embed(rows))
-        mapped = Features(self._to_teacher(features), self._to_teacher(patches))
-        rows = torch.cat([mapped.cls, batch.masked_of(mapped.patch)])
-        return StudentOutput(features, self.head.embed(rows), mapped)
+        cls, patches = self._to_teacher(features), self._to_teacher(patches)
+        rows = torch.cat([cls, batch.masked_of(patches)])
+        return StudentOutput(features, self.head.embed(rows), Features(cls, batch.on_native_grid(patches)))
 
     def _to_teacher(self, tokens: Tensor) -> Tensor:
         """Tokens of a student in the space of the features that the heads are for."""
         return tokens if self.feature_map is None else self.feature_map(tokens)
+
+    def on_grid_of(self, batch: MultiCropBatch, subnet: Subnet | None) -> MultiCropBatch:
+        """The batch with masks on the grid of the patches of ``subnet``."""
+        size = tuple(batch.global_views.shape[-2:])
+        return batch.on_grid(self.backbone.mask_grid(size, subnet), native=self.backbone.mask_grid(size))
 
     def loss_terms(
         self, batch: MultiCropBatch, targets: TeacherTargets, subnet: Subnet | None
@@ -262,10 +269,12 @@ class POA(BaseSelfSupervisor):
         students = [student for student in ('intact', 'elastic') if self._runs(student)]
         passes = [(student, size) for student in students for size in batch.sizes]
         terms = {}
+        crops_of = {'intact': batch, 'elastic': self.on_grid_of(batch, subnet)}
         for student, size in passes:
-            output = self.student_output(batch, None if student == 'intact' else subnet, size)
+            crops = crops_of[student]
+            output = self.student_output(crops, None if student == 'intact' else subnet, size)
             objectives = (
-                self._objectives(student, size, batch, targets, seen, head) for head in range(len(prototypes))
+                self._objectives(student, size, crops, targets, seen, head) for head in range(len(prototypes))
             )
             teaches = student == 'intact' and self.weight_es2 > 0
             loss, more, probs = student_loss(

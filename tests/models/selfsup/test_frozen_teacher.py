@@ -204,6 +204,35 @@ def test_another_network_is_matched_token_by_token(wide):
     assert_close(found['loss'], total)
 
 
+@pytest.mark.parametrize('patch', [4, 16])
+def test_a_student_of_another_patch_size_is_matched_on_the_grid_of_the_teacher(wide, patch):
+    """Four small patches by their mean; a large one counts in each native patch that it covers."""
+    config, network = wide
+    backbone = {**BACKBONE, 'patch_sizes': (4, 8, 16)}
+    model = POA(backbone=backbone, head=HEAD, frozen_teacher=dict(backbone=config))
+    model.init_weights()
+    model.train()
+    model.deck.deal = lambda: Subnet(32, 3, patch)
+    data = make_data()
+    found = model.loss(**data)
+    batch = collated(data)
+    wanted = features_of(network, batch.global_views, (4, 4))
+    crops = model.on_grid_of(batch, Subnet(32, 3, patch))
+    with torch.no_grad():
+        cls, patches = map(
+            model.feature_map, model.backbone.extract_features(batch.global_views, Subnet(32, 3, patch), crops.masks)
+        )
+        if patch == 4:
+            cells = patches.unflatten(1, (4, 2, 4, 2)).mean(dim=(2, 4))
+        else:
+            cells = patches.unflatten(1, (2, 2)).repeat_interleave(2, 1).repeat_interleave(2, 2)
+        distance = [
+            (1 - torch.cosine_similarity(*tokens, dim=-1)).mean()
+            for tokens in ((cls, wanted.cls), (cells.flatten(1, 2), wanted.patch))
+        ]
+    assert_close(found['L_ES1_feature'], sum(distance) / 2)
+
+
 def test_heads_see_the_space_of_another_network(wide):
     config, network = wide
     model = make(frozen_teacher=dict(backbone=config))
