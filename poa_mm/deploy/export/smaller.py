@@ -45,9 +45,7 @@ class OnnxBackbone(nn.Module):
         options.log_severity_level = 3
         self.session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
         self.swapped = network.swapped
-        subnet = network.subnet
-        depths = [subnet.depth] if isinstance(subnet.depth, int) else [[stage] for stage in subnet.depth]
-        self.space = SubnetSpace([subnet.width], depths)
+        self.space = SubnetSpace.of(network.subnet)
         self.device = nn.Parameter(torch.zeros(()), requires_grad=False)  # which says that inputs go to the CPU
 
     def extract_features(self, x: Tensor, subnet: Subnet | None = None) -> Features:
