@@ -68,7 +68,8 @@ def write_smaller(
 
     Raises:
         ExportError: If the config normalises images in another way than pre-training did or they are of another size
-            than the file takes, there is nothing to calibrate on, or the score falls by more than ``options.allowed_loss``.
+            than the file takes, there is nothing to calibrate on, or the score falls by more than
+            ``options.allowed_loss``.
         ValueError: If the config's images cannot be scored.
     """
     source = folder / f'{network.name}.onnx'
