@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 from poa_mm.elastic import Subnet
 from poa_mm.engine.launch import prepare, read_config
 from poa_mm.engine.resume import set_start
+from poa_mm.recipes import LENGTHS, follow
 
 SECONDS_KEY = 'processor_seconds'
 
@@ -75,7 +76,14 @@ def alone(backbone: Mapping[str, Any], subnet: Subnet) -> dict[str, Any]:
     return {**backbone, 'arch': arch, 'widths': [width], 'depths': [subnet.depth], 'aliases': {}}
 
 
-def study_config(config: Path, options: Mapping[str, Any], seed: int, folder: Path, subnet: Subnet | None) -> Config:
+def study_config(
+    config: Path,
+    options: Mapping[str, Any],
+    seed: int,
+    folder: Path,
+    subnet: Subnet | None,
+    share: float = 1.0,
+) -> Config:
     """The config of one pre-training.
 
     Args:
@@ -84,11 +92,15 @@ def study_config(config: Path, options: Mapping[str, Any], seed: int, folder: Pa
         seed: Of the run.
         folder: Where its files go.
         subnet: The whole space of the run. Default: None, that of the config.
+        share: Length of the run and of all that happens in it, as a share of what the config says. Default: 1.
     """
     options = dict(options)
     if options.get('model.head.num_prototypes') == 'last':
         options['model.head.num_prototypes'] = Config.fromfile(config).model.head.num_prototypes[-1:]
     cfg = read_config(config, options, folder)
+    if share != 1:
+        lengths = {key: cfg.recipe.get(key) for key in ('max_iters', *(f'{name}_iters' for name in LENGTHS))}
+        follow(cfg, **{key: max(round(share * length), 1) for key, length in lengths.items() if length})
     if subnet is not None:
         cfg.model.backbone = alone(cfg.model.backbone, subnet)
     cfg.train_dataloader.num_workers = 0
