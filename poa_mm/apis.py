@@ -150,11 +150,10 @@ def export(
         >>> entry['file'], entry['max_abs_diff'] <= 1e-5
         ('poa_48x3.pt2', True)
     """
-    from mmengine.config import Config
-
     from poa_mm.deploy.export import ExportOptions, export_subnets
+    from poa_mm.engine.launch import read_file
 
-    config = Config.fromfile(config) if isinstance(config, (str, os.PathLike)) else config
+    config = read_file(config) if isinstance(config, (str, os.PathLike)) else config
     return export_subnets(checkpoint, _several(subnets), to, out_dir, ExportOptions(config=config, **options), progress)
 
 

@@ -34,6 +34,39 @@ def add_debug(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--debug', action='store_true', help='show where in the code an error comes from')
 
 
+def check_out_dir(folder: str | os.PathLike) -> None:
+    """Check that files can be written into a folder, which may be missing, before any work is done for them.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        NotADirectoryError: If it, or what it would lie in, is a file.
+        PermissionError: If this user must not write there.
+    """
+    path = Path(folder).absolute()
+    there = next(one for one in (path, *path.parents) if os.path.lexists(one))
+    if not there.is_dir():
+        raise NotADirectoryError(f'{folder}: a folder is needed to write to, and {there} is a file')
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f'{folder}: nothing can be written there: no permission for {there}')
+
+
+def check_out_file(path: str | os.PathLike) -> None:
+    """Check that a file can be written, before any work is done for it. An existing one would be replaced.
+
+    Args:
+        path: The file.
+
+    Raises:
+        IsADirectoryError: If it is a folder.
+        OSError: As :func:`check_out_dir` of the folder that it is in.
+    """
+    if Path(path).is_dir():
+        raise IsADirectoryError(f'{path}: the name of a file is needed, and this is a folder')
+    check_out_dir(Path(path).absolute().parent)
+
+
 class Frame(NamedTuple):
     """One call on the way to an error.
 

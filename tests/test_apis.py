@@ -116,7 +116,7 @@ def test_what_is_not_there(demo, tmp_path):
         apis.load_subnet(demo / DEMO)
     with pytest.raises(ValueError, match='subnet 50x3 is not in the space; valid here: widths 48'):
         apis.load_subnet(demo / DEMO, '50x3')
-    with pytest.raises(CheckpointError, match='no such file'):
+    with pytest.raises(CheckpointError, match='there is no such file'):
         apis.load_subnet(tmp_path / 'poa_1x1.py')
     apis.extract(demo / DEMO, '48x3', out_dir=tmp_path)
     with pytest.raises(ValueError, match='holds subnet 48x3, not 64x3'):

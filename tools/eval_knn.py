@@ -14,7 +14,7 @@ from poa_mm.engine.launch import init_distributed, leave_distributed, read_confi
 from poa_mm.engine.options import add_config_options
 from poa_mm.evaluation import evaluate_knn, load_backbone, print_table, save_report
 from poa_mm.evaluation.data import build_preprocessor
-from poa_mm.mistakes import add_debug, run_tool
+from poa_mm.mistakes import add_debug, check_out_dir, run_tool
 
 READS = ('model', 'knn', 'data_preprocessor', 'default_scope', 'work_dir', 'custom_imports')
 
@@ -45,13 +45,18 @@ def evaluate(args: argparse.Namespace) -> None:
     backbone_cfg = (cfg.get('model') or {}).get('backbone')
     if backbone_cfg is None:
         raise ValueError(f"{args.config} has no 'model.backbone'")
+    subnets = None if args.subnets == ['all'] else args.subnets
+    if subnets is not None and 'all' in subnets:
+        raise ValueError(f'--subnets all names every subnet and stands alone; got {" ".join(subnets)}')
+    out_dir = args.out or Path(cfg.work_dir, 'knn')
+    check_out_dir(out_dir)
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     init_distributed(args.launcher)
 
     backbone = load_backbone(backbone_cfg, args.checkpoint, build_preprocessor(cfg))
-    results = evaluate_knn(cfg, backbone.to(get_device()), None if 'all' in args.subnets else args.subnets)
+    results = evaluate_knn(cfg, backbone.to(get_device()), subnets)
     if is_main_process():
-        paths = save_report(results, args.out or Path(cfg.work_dir, 'knn'))
+        paths = save_report(results, out_dir)
         print_table(results)
         print('wrote', *paths)
     leave_distributed()

@@ -29,8 +29,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--tolerance',
         type=float,
-        default=0.01,
-        help='how much k-NN accuracy --fp16 and --int8 may lose (default: %(default)s)',
+        help='how much k-NN accuracy --fp16 and --int8 may lose (default: 0.01)',
     )
     parser.add_argument('--debug', action='store_true', help='show where in the code an error comes from')
     return parser.parse_args(argv)

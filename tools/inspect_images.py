@@ -15,7 +15,7 @@ from poa_mm.datasets.inspection import inspect, write_report
 from poa_mm.datasets.inspection.report import build_report, lines
 from poa_mm.datasets.sources import guess_source
 from poa_mm.evaluation.progress import show_progress
-from poa_mm.mistakes import add_debug, run_tool
+from poa_mm.mistakes import add_debug, check_out_dir, run_tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,6 +31,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def report(args: argparse.Namespace) -> None:
+    check_out_dir(args.out)
     source = guess_source(args.source, split=args.split)
     number = len(source) if args.sample is None else min(args.sample, len(source))
     with show_progress('inspected', number) as progress:

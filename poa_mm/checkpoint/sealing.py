@@ -65,6 +65,8 @@ def check_is_file(path: Path) -> None:
         CheckpointError: If there is not; says what is there.
     """
     if not path.is_file():
+        if ':/' in str(path):  # of a URL, Path leaves one slash
+            raise CheckpointError(f'{path}: expected a file on this machine, found a URL; download it first')
         found = 'a folder' if path.is_dir() else 'nothing'
         raise CheckpointError(f'{path}: expected a checkpoint file, found {found}')
     if path.stat().st_size == 0:
@@ -89,6 +91,8 @@ def check_file(path: Path) -> None:
             # torch writes 0 everywhere after set_crc32_options(False); then there is nothing to compare with.
             damaged = file.testzip() if any(entry.CRC for entry in file.infolist()) else None
     except Exception as error:  # of a broken archive, any
-        raise CheckpointError(f'{path}: expected a checkpoint of torch.save, but cannot read it: {error}') from error
+        raise CheckpointError(
+            f'{path}: expected a checkpoint of torch.save, but cannot read it (cut short, or damaged?): {error}'
+        ) from error
     if damaged is not None:
         raise CheckpointError(f'{path}: is damaged: the CRC-32 of {damaged} is not the one it was written with')

@@ -17,7 +17,7 @@ def read_file(path: Path, weights: bool = True) -> dict[str, Any]:
         check_file(path)
     content = _read_safetensors(path) if path.suffix == '.safetensors' else read_archive(path, weights)
     if not isinstance(content, dict):
-        raise CheckpointError(f'{path}: expected a dict, found {type(content).__name__}')
+        raise CheckpointError(f'{path}: expected a checkpoint, which is a dict, found {type(content).__name__}')
     return content
 
 

@@ -72,9 +72,7 @@ def load_teacher(
     checkpoint = read_checkpoint(path)
     description: Any = checkpoint.get(SUPERNET_KEY)
     if description is None and backbone_cfg is None:
-        raise CheckpointError(
-            f'{path}: expected a POA checkpoint with an entry {SUPERNET_KEY!r}, found only {shorten(checkpoint)}'
-        )
+        raise CheckpointError(_not_a_supernet(checkpoint, path))
     if backbone_cfg is None:
         backbone = _build_described(description, path)
     else:
@@ -95,6 +93,19 @@ def load_teacher(
     backbone.load_state_dict(teacher)
     backbone.eval()  # mmpretrain's returns None
     return backbone, description
+
+
+def _not_a_supernet(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> str:
+    meta = checkpoint.get('meta')
+    if isinstance(meta, Mapping) and {'subnet', 'source'} <= set(meta):
+        return (
+            f'{path}: holds the weights of one network, subnet {meta["subnet"]} of {meta["source"]}; expected the '
+            'checkpoint of a pre-training run'
+        )
+    return (
+        f'{path}: expected the checkpoint of a pre-training run, which has an entry {SUPERNET_KEY!r}, found only '
+        f'{shorten(checkpoint)}; tools/import_public_checkpoint.py makes one of a checkpoint of the authors'
+    )
 
 
 def _build_described(description: Any, path: str | os.PathLike) -> ElasticBackbone:

@@ -158,10 +158,11 @@ def read_archive(path: Path, weights: bool) -> Any:
     with path.open('rb') as file:
         start = file.read(12)
     if not start.startswith(b'PK\x03\x04'):
-        raise CheckpointError(
-            f'{path}: expected the zip archive that torch.save writes, found a file that starts with {start!r}; '
-            'one saved with torch < 1.6 has to be loaded and saved again'
-        )
+        hint = ''
+        if start.startswith(b'\x80'):  # a pickle
+            hint = '; one saved with torch < 1.6 has to be loaded and saved again'
+        found = 'a config' if path.suffix == '.py' else f'a file that starts with {start!r}'
+        raise CheckpointError(f'{path}: expected a checkpoint, which torch.save writes, found {found}{hint}')
     # A broken file can fail anywhere and with any exception.
     try:
         # torch.load would hand a TorchScript archive, which holds code, to torch.jit.load. This is the
@@ -172,4 +173,6 @@ def read_archive(path: Path, weights: bool) -> Any:
         return torch.load(path, map_location=device, pickle_module=_TensorsOnly, weights_only=False)
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f'{path}: expected a checkpoint of torch.save, but cannot read it: {reason}') from error
+        raise CheckpointError(
+            f'{path}: expected a checkpoint of torch.save, but cannot read it (cut short, or damaged?): {reason}'
+        ) from error

@@ -72,7 +72,10 @@ def _read_tiff(content: bytes, max_pixels: int) -> np.ndarray:
             if any(start + size > len(content) for start, size in zip(page.dataoffsets, page.databytecounts)):
                 raise BadImageError('the file is truncated')
         planes = [_last(page.asarray(maxworkers=1), page.axes) for page in pages]
-    return np.concatenate(planes, axis=2)
+    values = np.concatenate(planes, axis=2)
+    if values.dtype.kind not in 'buif':
+        raise BadImageError(f'values of {values.dtype} are no colours')
+    return values.astype(np.uint8) * 255 if values.dtype.kind == 'b' else values  # black and white
 
 
 def _last(values: np.ndarray, axes: str) -> np.ndarray:

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from poa_mm.checkpoint import CheckpointError, file_sha256, load_teacher, metadata_of
 from poa_mm.elastic import Subnet
+from poa_mm.mistakes import check_out_dir
 from poa_mm.version import __version__
 
 from .config_text import bands_of_folders, downstream_config, feature_config
 from .downstream import classifier, detector, downstream_backbone, fine_tuning, segmentor
-from .manifest import add_manifest, read_manifest
+from .manifest import MANIFEST, add_manifest, read_manifest
 from .staged_files import StagedFiles, save_to
 
 FORMATS = ('safetensors', 'pth')
@@ -83,11 +84,11 @@ def list_subnets(checkpoint: str | os.PathLike) -> list[SubnetRow]:
 
 def extract_subnets(
     checkpoint: str | os.PathLike,
-    subnets: Iterable[Subnet | str] | None,
+    subnets: str | Subnet | Iterable[Subnet | str] | None,
     out_dir: str | os.PathLike,
     format: str = 'safetensors',
     verify: bool = True,
-    libraries: Iterable[str] = (),
+    libraries: str | Iterable[str] = (),
     progress: Callable[[list[Subnet]], Iterable[Subnet]] = iter,
 ) -> list[dict[str, Any]]:
     """Write subnets of the teacher in ``checkpoint`` as weights and configs of plain mmpretrain networks.
@@ -99,7 +100,7 @@ def extract_subnets(
 
     Args:
         checkpoint: Checkpoint of a pre-training run or of ``import_public_checkpoint``.
-        subnets: What to extract: ``'384x12'``, aliases or :class:`Subnet`; None for all subnets.
+        subnets: What to extract, one or more: ``'384x12'``, aliases or :class:`Subnet`; None for all subnets.
         out_dir: Folder to write to, made if it is missing.
         format: ``'safetensors'``, or ``'pth'`` (``{'state_dict': ..., 'meta': ...}`` of ``torch.save``),
             whose config does not import poa_mm unless the network is none of mmpretrain's own.
@@ -119,13 +120,17 @@ def extract_subnets(
         CheckpointError: If the file is not a checkpoint of POA, a subnet does not compute what the
             supernet does, or the folder holds subnets of another checkpoint.
         FileNotFoundError: If poa_mm is installed without the configs that a library's inherits from.
-        ValueError: If the format or a library is unknown, a subnet is not in the checkpoint's space, or a library
-            cannot use it.
+        OSError: If ``out_dir`` cannot be written to.
+        ValueError: If the format or a library is unknown, there is no subnet to extract, one is not in the
+            checkpoint's space, a library cannot use it, or the folder holds it in the other format.
     """
     if format not in FORMATS:
         raise ValueError(f'format {format!r} is not one of {", ".join(FORMATS)}')
-    libraries = list(dict.fromkeys(libraries))
+    libraries = [libraries] if isinstance(libraries, str) else list(dict.fromkeys(libraries))
     _check_libraries(libraries)
+    if subnets is not None and not (subnets := [subnets] if isinstance(subnets, (str, Subnet)) else list(subnets)):
+        raise ValueError("no subnet to extract; name some, such as '384x12', or None for all")
+    check_out_dir(out_dir)
     backbone, description = load_teacher(checkpoint)
     if backbone.in_channels != 3 and (colour := [name for name in libraries if name != 'mmpretrain']):
         raise ValueError(
@@ -137,6 +142,7 @@ def extract_subnets(
     normalisation = normalisation_of(description)
     origin = {'source': Path(checkpoint).name, 'source_sha256': file_sha256(checkpoint), 'poa_mm': __version__}
     manifest = read_manifest(out_dir, origin)
+    _check_formats(manifest, chosen, format, out_dir)
 
     entries = []
     with StagedFiles(out_dir) as files:
@@ -213,6 +219,20 @@ def _check_libraries(libraries: Iterable[str]) -> None:
                 f'{base}: no such file, which a config for {name} inherits from; '
                 'install poa_mm from a checkout with pip install -e'
             )
+
+
+def _check_formats(
+    manifest: Mapping[str, Mapping[str, Any]], chosen: Iterable[Subnet], format: str, out_dir: str | os.PathLike
+) -> None:
+    """A config loads one file. It must not change, without a word, which one it is."""
+    names = {str(subnet) for subnet in chosen}
+    others = [entry for entry in manifest.values() if entry['format'] in FORMATS and entry['format'] != format]
+    if there := [entry['file'] for entry in others if entry['subnet'] in names]:
+        raise ValueError(
+            f'{out_dir} holds {", ".join(there[:3])}{" .." if len(there) > 3 else ""}, which the configs there load; '
+            f'they would load the .{format} files instead: choose another folder, or remove those files and '
+            f'{Path(out_dir) / MANIFEST}'
+        )
 
 
 def normalisation_of(description: Mapping[str, Any]) -> dict[str, Any]:

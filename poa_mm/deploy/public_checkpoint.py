@@ -23,6 +23,7 @@ from poa_mm.checkpoint import (
     read_checkpoint,
     shorten,
 )
+from poa_mm.mistakes import check_out_file
 from poa_mm.models import POA
 from poa_mm.version import __version__
 
@@ -230,6 +231,7 @@ def import_public_checkpoint(
     """
     if branch not in (None, *_BRANCHES):
         raise ValueError(f'branch {branch!r} is not one of {", ".join(_BRANCHES)}')
+    check_out_file(out)
     chosen = branch or 'teacher'
     config = config if isinstance(config, Config) else Config.fromfile(config)
     model_config = config_of_model(config)

@@ -25,7 +25,8 @@ from poa_mm.checkpoint import (
     read_checkpoint,
 )
 from poa_mm.elastic import Subnet
-from poa_mm.evaluation.backbone import FAMILIES
+from poa_mm.engine.launch import read_file
+from poa_mm.evaluation.backbone import FAMILIES, name_of
 
 
 class StockNetwork(NamedTuple):
@@ -111,15 +112,17 @@ def _read_extracted(path: Path) -> StockNetwork:
     """The network of a config that extraction wrote, with the weights that it names."""
     if not path.is_file():
         raise CheckpointError(f'{path}: there is no such file')
-    cfg = Config.fromfile(path)
+    cfg = read_file(path)
     config = dict((cfg.get('model') or {}).get('backbone') or {})
     weights = (config.pop('init_cfg', None) or {}).get('checkpoint')
     kind = str(config.get('type', '')).removeprefix('mmpretrain.')
     if weights is None or kind not in FAMILIES:
         raise CheckpointError(
-            f"{path}: expected the config of an extracted subnet, with the weights in 'model.backbone.init_cfg' and "
-            f'a backbone that is one of {", ".join(FAMILIES)}'
+            f'{path}: expected a checkpoint (.pth), or the config of an extracted subnet, with the weights in '
+            f"'model.backbone.init_cfg' and a backbone that is one of {', '.join(FAMILIES)}"
         )
+    if not Path(weights).is_file():
+        raise CheckpointError(f'{path}: its weights are not beside it: there is no {weights}')
     content = read_checkpoint(weights)
     state, meta = content.get('state_dict', content), content.get('meta') or {}
     check_finite(state, weights)
@@ -132,7 +135,7 @@ def _read_extracted(path: Path) -> StockNetwork:
             what = '; '.join(map(str, wrong)) or 'the grid of patches, or the window, is another one'
             raise CheckpointError(f'{path} does not describe the network of {weights}: {what}')
     return StockNetwork(
-        subnet=FAMILIES[kind].subnet_of(network),
+        subnet=name_of(network, FAMILIES[kind], meta, weights),
         config=config,
         state=state,
         data_preprocessor={**(cfg.get('data_preprocessor') or {}), **_value_range(cfg)},

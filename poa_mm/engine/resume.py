@@ -289,8 +289,14 @@ def check_resumable(checkpoint: Mapping[str, Any], model: nn.Module, what: str |
     check_state(model.state_dict(), checkpoint['state_dict'], f'{what}: state_dict')
 
 
-def warn_of_another_recipe(checkpoint: Mapping[str, Any], cfg: Config) -> None:
-    """Say which numbers of the recipe are not those of the run that goes on: its schedules are in the checkpoint."""
+def warn_of_other_settings(checkpoint: Mapping[str, Any], cfg: Config) -> None:
+    """Say what in the config is not as in the run that goes on, and has no effect: its recipe, and its seed."""
+    before, now = (checkpoint.get('meta') or {}).get('seed'), (cfg.get('randomness') or {}).get('seed')
+    if before is not None and now is not None and before != now:
+        _warn(
+            f'randomness.seed is {now} and was {before}: a resumed run keeps the seed that it began with. For another '
+            'one, start a new run in another work dir.'
+        )
     poa = checkpoint.get(SUPERNET_KEY)
     before, now = (poa or {}).get('recipe'), cfg.get('recipe')
     if not isinstance(before, Mapping) or not isinstance(now, Mapping):

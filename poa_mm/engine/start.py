@@ -14,7 +14,7 @@ from .contracts import check_contracts, check_recorded_classes
 from .hooks import StrictPretrainedHook
 from .hooks.model import model_of
 from .hooks.once import check_hooks
-from .resume import check_resumable, check_start, set_start, warn_of_another_recipe
+from .resume import check_resumable, check_start, set_start, warn_of_other_settings
 
 
 def build_runner(cfg: Config, resume: str | None = None) -> Runner:
@@ -29,16 +29,18 @@ def build_runner(cfg: Config, resume: str | None = None) -> Runner:
         OSError: If data or a checkpoint is missing.
     """
     resumed = set_start(cfg, resume)
+    checkpoint = read_checkpoint(resumed, weights=False) if resumed else {}
     if 'runner_type' in cfg:  # may build its model later
-        return RUNNERS.build(cfg)
+        runner = RUNNERS.build(cfg)
+        warn_of_other_settings(checkpoint, cfg)
+        return runner
     runner = ShortConsoleRunner.from_cfg(cfg)
     check_hooks(runner.hooks)
     strict = next((hook for hook in runner.hooks if isinstance(hook, StrictPretrainedHook)), StrictPretrainedHook())
     strict.check(model_of(runner))
     if resumed:
-        checkpoint = read_checkpoint(resumed, weights=False)
         check_resumable(checkpoint, model_of(runner), resumed)
-        warn_of_another_recipe(checkpoint, cfg)
+        warn_of_other_settings(checkpoint, cfg)
     elif str(cfg.get('load_from')).startswith(SCHEME):
         start = cfg.load_from.removeprefix(SCHEME)
         check_start(read_checkpoint(start, weights=False), model_of(runner), start)

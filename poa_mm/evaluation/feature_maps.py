@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from poa_mm.checkpoint import check_state, load_teacher, read_checkpoint
 from poa_mm.datasets import BadImageError, SafeLoadImageFromFile
 from poa_mm.elastic import Subnet
+from poa_mm.mistakes import check_out_file
 
 from .report import write_whole
 
@@ -326,6 +327,7 @@ def save_feature_maps(
     out = Path(out)
     if out.suffix.lower() != '.png':
         raise ValueError(f'{out} is not a .png file')
+    check_out_file(out)
     if not networks or not images:
         raise ValueError('nothing to show: needs a network and an image at least')
     size = to_2tuple(networks[0].config.get('img_size', 224) if image_size is None else image_size)

@@ -18,7 +18,17 @@ from poa_mm.models.backbones.elastic_backbone import ElasticBackbone
 from .cost_model import LEVELS, AdditiveFit, HeldOut, Spread, held_out_error, spread
 from .latency import Condition, summarise, time_visit, turns
 from .progress import show_progress
-from .runtimes import DEVICES, RUNTIMES, Runtime, WriteOnnx, check_runtime, make_runtime
+from .runtimes import (
+    DEVICES,
+    RUNTIMES,
+    Runtime,
+    TorchRuntime,
+    WriteOnnx,
+    check_runtime,
+    make_runtime,
+    memory_of,
+    processors,
+)
 from .unfinished import Unfinished
 
 MAX_ERROR = 0.05  # median error of the held-out latencies, above which more subnets are timed
@@ -56,7 +66,11 @@ class MeasureSettings:
 
         Raises:
             ValueError: If it is not; names the value and the valid ones.
+            TypeError: If runtimes, devices or batches are not several, but one.
         """
+        for name, example in dict(runtimes=('torch',), devices=('cpu',), batches=(1, 8)).items():
+            if not isinstance(values := getattr(self, name), (list, tuple)):
+                raise TypeError(f'{name} must be a list or a tuple, such as {example}; got {values!r}')
         for name, values, known in (('runtimes', self.runtimes, RUNTIMES), ('devices', self.devices, DEVICES)):
             if not values or len(set(values)) < len(values):
                 raise ValueError(f'{name} must be some of {", ".join(known)}, each once; got {list(values)}')
@@ -67,8 +81,36 @@ class MeasureSettings:
         for name, value in whole:
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f'{name} {value} is not a whole number from 1 up')
+        if self.threads is not None and self.threads > (there := processors()):
+            raise ValueError(f'threads {self.threads} are more than the {there} processors that are there')
         if not self.batches or len(set(self.batches)) < len(self.batches):
             raise ValueError(f'batches must be whole numbers, each once; got {list(self.batches)}')
+
+
+def check_fits(backbone: ElasticBackbone, settings: MeasureSettings) -> None:
+    """Check, by one call of the largest subnet with one image, that the largest batch fits into the memory.
+
+    Args:
+        backbone: The supernet, on the CPU.
+        settings: How costs are measured; checked.
+
+    Raises:
+        ValueError: If it does not fit; says how much would be needed.
+    """
+    batch = max(settings.batches)
+    if batch == 1:
+        return
+    image = torch.zeros(1, backbone.in_channels, *backbone.img_size)
+    peak = TorchRuntime(backbone, 'cpu').peak_memory(backbone.space.largest, image)
+    weights = 4 * backbone.cost(backbone.space.largest).params
+    needed = weights + batch * (image.nbytes + max(peak - weights, 0))
+    for device in settings.devices:
+        there = memory_of(device)
+        if needed > there:
+            raise ValueError(
+                f'batch {batch} needs about {needed / 1e9:.1f} GB with subnet {backbone.space.largest}, and the memory '
+                f'of device {device!r} is {there / 1e9:.1f} GB'
+            )
 
 
 class Measurement:

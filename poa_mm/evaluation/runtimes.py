@@ -239,6 +239,18 @@ print(memory('VmHWM') - before)
 """
 
 
+def processors() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def memory_of(device: str) -> int:
+    """Bytes of memory that a device has in all."""
+    if device == 'cuda':
+        return torch.cuda.mem_get_info()[1]
+    return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+
+
 def build(config: Mapping[str, Any]) -> nn.Module:
     """A stock network in evaluation mode."""
     network = MODELS.build(dict(config))

@@ -18,7 +18,9 @@ from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
 from poa_mm.checkpoint import file_sha256
+from poa_mm.datasets.fingerprint import fingerprint
 from poa_mm.elastic import Subnet
+from poa_mm.mistakes import check_out_dir
 from poa_mm.version import __version__
 
 from .backbone import load_backbone
@@ -26,7 +28,7 @@ from .data import EvaluationData, build_preprocessor, open_data
 from .knn import evaluate_knn
 from .latency import describe_machine
 from .linear import evaluate_linear
-from .measurement import ONNX_FOLDER, Measurement, MeasureSettings
+from .measurement import ONNX_FOLDER, Measurement, MeasureSettings, check_fits
 from .runtimes import MEMORY, WriteOnnx
 from .scorecard_files import FORMAT, write_scorecard
 from .unfinished import Unfinished
@@ -61,12 +63,14 @@ def make_scorecard(
         The scorecard, plain data.
 
     Raises:
-        ValueError: If an argument, the config or the data is not valid, a runtime or device is not there, or the
-            folder holds an unfinished scorecard of other settings.
+        ValueError: If an argument, the config or the data is not valid, a runtime or device is not there, a batch does
+            not fit into the memory, or the folder holds an unfinished scorecard of other settings or data.
+        OSError: If ``out_dir`` cannot be written to.
         CheckpointError: If the checkpoint cannot be read or does not fit the config. It is a ``ValueError``.
     """
-    settings = settings or MeasureSettings()
+    settings, out_dir = settings or MeasureSettings(), Path(out_dir)
     settings.check()
+    check_out_dir(out_dir)
     if not protocols or not set(protocols) <= set(PROTOCOLS) or len(set(protocols)) < len(protocols):
         raise ValueError(f'protocols must be some of {", ".join(PROTOCOLS)}, each once; got {list(protocols)}')
     if 'onnxruntime' in settings.runtimes and write_onnx is None:
@@ -79,7 +83,8 @@ def make_scorecard(
         raise ValueError(f'{checkpoint} is of one network; a scorecard compares the subnets of a supernet')
     data = open_data(cfg)  # its mistakes come to light before hours of work
 
-    out_dir = Path(out_dir)
+    check_fits(backbone, settings)
+
     card: dict[str, Any] = dict(
         format=FORMAT,
         poa_mm=__version__,
@@ -89,14 +94,17 @@ def make_scorecard(
         family=type(backbone).__name__,
         space=backbone.space.describe(),
         image_size=list(backbone.img_size),
+    )
+    costs = dict(
         machine=describe_machine(settings.devices),
         threads=settings.threads or torch.get_num_threads(),
         rounds=settings.rounds,
         measure_all=settings.measure_all,
         conditions=list(map(str, settings.conditions)),
-        protocols=list(protocols),
     )
-    unfinished = Unfinished(out_dir, card)
+    files = {f'images of knn.{name}': fingerprint(getattr(data, name).dataset) for name in ('bank', 'query')}
+    unfinished = Unfinished(out_dir, card | files, costs, PROTOCOLS)
+    card |= costs | dict(protocols=list(protocols))
     try:
         scores = {name: _scores(name, cfg, backbone, data, unfinished, progress) for name in protocols}
         found = Measurement(backbone.cpu(), settings, unfinished, write_onnx, progress).run()

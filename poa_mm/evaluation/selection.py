@@ -69,9 +69,9 @@ def parse_limit(limit: str, text: str) -> float:
     Raises:
         ValueError: If the text is something else, or not positive.
     """
-    match = re.fullmatch(r'\s*(\d+\.?\d*|\.\d+)\s*([A-Za-z]*)\s*', text)
+    match = re.fullmatch(r'\s*((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([A-Za-z]*)\s*', text)
     factor = SUFFIXES[limit].get(match[2].upper()) if match else None
-    if match is None or factor is None or not (value := float(match[1]) * factor) > 0:
+    if match is None or factor is None or not 0 < (value := float(match[1]) * factor) < math.inf:
         units = ', '.join(filter(None, SUFFIXES[limit]))
         raise ValueError(f'{LIMITS[limit][2]} {text!r} is not a positive number with one of the units {units}')
     return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,35 +19,43 @@ class Unfinished:
 
     Args:
         folder: Where the file is; made when something is first written.
-        header: What the results depend on: the checkpoint, the settings, the machine. Plain data.
+        scores: What the scores depend on: the checkpoint, the data. Plain data.
+        costs: What the other results depend on, too: the settings, the machine. Default: nothing more.
+        protocols: Keys of results that are scores. They are kept if only ``costs`` differ and there is no other result.
+            Default: none.
 
     Raises:
-        ValueError: If the folder holds results of another header; names what differs.
+        ValueError: If the folder holds results of something else; names what differs.
     """
 
-    def __init__(self, folder: Path, header: Mapping[str, Any]):
+    def __init__(
+        self,
+        folder: Path,
+        scores: Mapping[str, Any],
+        costs: Mapping[str, Any] | None = None,
+        protocols: Collection[str] = (),
+    ):
         self.path = folder / NAME
         self._written = 0.0
+        header = {**scores, **(costs or {})}
         self._content: dict[str, Any] = {'header': json.loads(json.dumps(header)), 'results': {}}
         if self.path.exists():
-            self._content['results'] = self._read()
+            self._content['results'] = self._read(set(costs or ()), set(protocols))
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self, costs: set[str], protocols: set[str]) -> dict[str, Any]:
         try:
             content = json.loads(self.path.read_text(encoding='utf-8'))
             found, results = content['header'], content['results']
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f'{self.path}: expected an unfinished scorecard, found another file') from error
         header = self._content['header']
-        differences = [
-            f'{key} was {found.get(key)!r}, is {header.get(key)!r}'
-            for key in sorted(found.keys() | header.keys())
-            if found.get(key) != header.get(key)
-        ]
-        if differences:
+        different = [key for key in sorted(found.keys() | header.keys()) if found.get(key) != header.get(key)]
+        only_scored = set(different) <= costs and set(results) <= protocols
+        if different and not only_scored:
+            text = '; '.join(f'{key} was {found.get(key)!r}, is {header.get(key)!r}' for key in different)
             raise ValueError(
-                f'{self.path} is of other settings ({"; ".join(differences)}); go on with those, choose another '
-                'folder, or remove this file'
+                f'{self.path} is of other settings ({text}); go on with those, choose another folder, or remove this '
+                'file'
             )
         return results
 

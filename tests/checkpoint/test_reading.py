@@ -170,7 +170,7 @@ def test_old_format_is_refused_unread(save, tmp_path):
 
 @pytest.mark.parametrize(('content', 'found'), [([1], 'list'), (torch.ones(1), 'Tensor'), (None, 'NoneType')])
 def test_not_a_dict(save, content, found):
-    with pytest.raises(CheckpointError, match=f'expected a dict, found {found}'):
+    with pytest.raises(CheckpointError, match=f'which is a dict, found {found}'):
         read_checkpoint(save(content))
 
 

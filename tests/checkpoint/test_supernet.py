@@ -57,7 +57,7 @@ def test_load_teacher_with_a_config(save, content):
 
 
 def test_no_checkpoint_of_poa(save, content):
-    with pytest.raises(CheckpointError, match="with an entry 'poa', found only meta, state_dict"):
+    with pytest.raises(CheckpointError, match="has an entry 'poa', found only meta, state_dict"):
         load_teacher(save({'state_dict': ResNet(18).state_dict(), 'meta': {}}))
     with pytest.raises(CheckpointError, match=r'expected weights teacher\.backbone\.\*, found only bn1'):
         load_teacher(save({'state_dict': ResNet(18).state_dict()}), BACKBONE)

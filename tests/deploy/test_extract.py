@@ -163,6 +163,40 @@ def test_a_subnet_outside_the_space_writes_nothing(checkpoint, tmp_path, subnet)
     assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.parametrize('subnets', [[], ()])
+def test_no_subnet_writes_nothing(checkpoint, tmp_path, subnets):
+    with pytest.raises(ValueError, match='no subnet to extract; name some'):
+        extract_subnets(checkpoint, subnets, tmp_path / 'new')
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_subnet_and_one_library_by_themselves(checkpoint, tmp_path):
+    (entry,) = extract_subnets(checkpoint, '32x4', tmp_path, libraries='mmseg', verify=False)
+    assert entry['configs'] == ['poa_32x4.py', 'poa_32x4_mmseg.py']
+    with pytest.raises(ValueError, match="library 'mmdetection' is not one of mmdet, mmseg, mmpretrain"):
+        extract_subnets(checkpoint, '32x4', tmp_path, libraries='mmdetection')
+
+
+def test_a_config_goes_on_loading_the_file_that_it_loads(checkpoint, tmp_path):
+    extract_subnets(checkpoint, ['32x2'], tmp_path, verify=False)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(
+        ValueError, match=r'holds poa_32x2.safetensors, which the configs there load; .* another folder'
+    ):
+        extract_subnets(checkpoint, None, tmp_path, format='pth', verify=False)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    extract_subnets(checkpoint, ['48x2'], tmp_path, format='pth', verify=False)
+    assert (tmp_path / 'poa_48x2.pth').is_file()
+
+
+@pytest.mark.parametrize('out', ['out', 'out/below'])
+def test_an_out_dir_that_is_a_file(tmp_path, out):
+    (tmp_path / 'out').write_text('mine')
+    with pytest.raises(NotADirectoryError, match=r'a folder is needed to write to, and .*out is a file'):
+        extract_subnets(tmp_path / 'not_even_read.pth', None, tmp_path / out)
+    assert (tmp_path / 'out').read_text() == 'mine'
+
+
 def test_unknown_format(checkpoint, tmp_path):
     with pytest.raises(ValueError, match=r'onnx.*safetensors, pth'):
         extract_subnets(checkpoint, None, tmp_path / 'out', 'onnx')

@@ -437,13 +437,24 @@ def test_another_normalisation(trained, run_config, build_runner):
 
 def test_numbers_of_the_recipe_that_have_no_effect_are_named(warnings):
     checkpoint = {'poa': {'recipe': dict(lr=0.003, betas=(0.9, 0.98), max_iters=4)}}
-    resume.warn_of_another_recipe(checkpoint, Config(dict(recipe=dict(lr=0.003, betas=[0.9, 0.98], max_iters=4))))
+    resume.warn_of_other_settings(checkpoint, Config(dict(recipe=dict(lr=0.003, betas=[0.9, 0.98], max_iters=4))))
     assert not warnings
-    resume.warn_of_another_recipe(checkpoint, Config(dict(recipe=dict(lr=0.3, betas=[0.9, 0.98], max_iters=8))))
+    resume.warn_of_other_settings(checkpoint, Config(dict(recipe=dict(lr=0.3, betas=[0.9, 0.98], max_iters=8))))
     (text,) = warnings
     assert 'recipe.lr is 0.3 and was 0.003; recipe.max_iters is 8 and was 4' in text
-    resume.warn_of_another_recipe({}, Config(dict(a=1)))
+    resume.warn_of_other_settings({}, Config(dict(a=1)))
     assert len(warnings) == 1
+
+
+def test_a_seed_that_has_no_effect_is_named(warnings):
+    checkpoint = dict(meta=dict(seed=0))
+    for randomness in (dict(seed=0), dict(seed=None), {}):
+        resume.warn_of_other_settings(checkpoint, Config(dict(randomness=randomness)))
+    resume.warn_of_other_settings({}, Config(dict(randomness=dict(seed=1))))
+    assert not warnings
+    resume.warn_of_other_settings(checkpoint, Config(dict(randomness=dict(seed=1))))
+    (text,) = warnings
+    assert 'randomness.seed is 1 and was 0: a resumed run keeps the seed that it began with' in text
 
 
 def test_another_family(trained, run_config, build_runner, supernets):

@@ -137,11 +137,15 @@ def test_threads_are_as_before(measure):
         (dict(batches=()), 'batches must be'),
         (dict(batches=(1, 1)), 'each once'),
         (dict(threads=0), 'threads 0 is not'),
+        (dict(threads=10**6), r'threads 1000000 are more than the \d+ processors'),
         (dict(rounds=0), 'rounds 0 is not'),
+        (dict(runtimes='torch'), r"runtimes must be a list or a tuple, such as \('torch',\); got 'torch'"),
+        (dict(devices='cuda'), 'devices must be a list or a tuple'),
+        (dict(batches=8), 'batches must be a list or a tuple'),
     ],
 )
 def test_wrong_settings_are_named(settings, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         MeasureSettings(**settings).check()
 
 

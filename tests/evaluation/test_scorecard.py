@@ -1,5 +1,7 @@
 import json
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -139,15 +141,22 @@ def test_interrupted_it_goes_on(checkpoint, tmp_path, monkeypatch, scored):
     assert NAME not in [path.name for path in tmp_path.iterdir()]
 
 
-@pytest.mark.usefixtures('scored')
-def test_an_unfinished_one_of_other_data_is_not_gone_on_with(checkpoint, tmp_path, monkeypatch):
+def stopped(checkpoint, folder, monkeypatch, where, config=CONFIG):
+    """Leave an unfinished scorecard that stopped in a method of the measurement; its content."""
+
     def stop(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(measurement.Measurement, 'run', stop)
-    with pytest.raises(KeyboardInterrupt):
-        make_scorecard(Config(CONFIG), checkpoint, tmp_path, SETTINGS, progress=False)
-    before = (tmp_path / NAME).read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(measurement.Measurement, where, stop)
+        with pytest.raises(KeyboardInterrupt):
+            make_scorecard(Config(config), checkpoint, folder, SETTINGS, progress=False)
+    return (folder / NAME).read_bytes()
+
+
+@pytest.mark.usefixtures('scored')
+def test_an_unfinished_one_of_other_data_is_not_gone_on_with(checkpoint, tmp_path, monkeypatch):
+    before = stopped(checkpoint, tmp_path, monkeypatch, '_measure_memory')
     other = Config(CONFIG)
     other.knn.query.dataset.split = 'train'
     with pytest.raises(ValueError, match='scored_on was'):
@@ -155,6 +164,43 @@ def test_an_unfinished_one_of_other_data_is_not_gone_on_with(checkpoint, tmp_pat
     with pytest.raises(ValueError, match=r"conditions was \['torch-cpu-b1', 'torch-cpu-b2'\], is \['torch-cpu-b1'\]"):
         make_scorecard(Config(CONFIG), checkpoint, tmp_path, MeasureSettings(rounds=1), progress=False)
     assert (tmp_path / NAME).read_bytes() == before
+
+
+def test_scores_are_kept_where_only_the_measurement_changes(checkpoint, tmp_path, monkeypatch, scored):
+    stopped(checkpoint, tmp_path, monkeypatch, 'run')
+    card = make_scorecard(Config(CONFIG), checkpoint, tmp_path, MeasureSettings(rounds=1), progress=False)
+    assert card['conditions'] == ['torch-cpu-b1']
+    assert len(scored) == 6, 'nothing was scored again'
+
+
+@pytest.mark.usefixtures('scored')
+def test_files_that_changed_under_the_same_name_are_noticed(checkpoint, tmp_path, monkeypatch):
+    folder = tmp_path / 'images' / 'one'
+    folder.mkdir(parents=True)
+    for number in range(3):
+        cv2.imwrite(str(folder / f'{number}.png'), np.full((8, 8, 3), number, np.uint8))
+    dataset = dict(type='CustomDataset', data_root=str(folder.parent), pipeline=[dict(type='LoadImageFromFile')])
+    config = CONFIG | dict(knn={name: dict(**LOADER, dataset=dataset) for name in ('bank', 'query')})
+    stopped(checkpoint, tmp_path / 'out', monkeypatch, 'run', config)
+    cv2.imwrite(str(folder / '1.png'), np.full((8, 8, 3), 99, np.uint8))
+    with pytest.raises(ValueError, match=r'images of knn.bank was .3 images, \w+., is .3 images, '):
+        make_scorecard(Config(config), checkpoint, tmp_path / 'out', SETTINGS, progress=False)
+
+
+@pytest.mark.usefixtures('scored')
+def test_a_batch_that_no_memory_holds_stops_before_anything_is_scored(checkpoint, tmp_path):
+    settings = MeasureSettings(batches=(1, 10**10))
+    with pytest.raises(ValueError, match=r'batch 10000000000 needs about \d+.\d GB with subnet 32x3, and the memory'):
+        make_scorecard(Config(CONFIG), checkpoint, tmp_path / 'new', settings, progress=False)
+    assert not (tmp_path / 'new').exists()
+
+
+def test_an_out_dir_that_is_a_file_stops_before_anything_is_scored(checkpoint, tmp_path, scored):
+    (tmp_path / 'out').write_text('mine')
+    for out in ('out', 'out/below'):
+        with pytest.raises(NotADirectoryError, match=r'a folder is needed to write to, and .*out is a file'):
+            make_scorecard(Config(CONFIG), checkpoint, tmp_path / out, SETTINGS, progress=False)
+    assert not scored and (tmp_path / 'out').read_text() == 'mine'
 
 
 @pytest.mark.parametrize(

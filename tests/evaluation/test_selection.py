@@ -17,6 +17,8 @@ CARD = make_card(conditions=(CONDITION, 'torch-cpu-b8'), protocols=('knn', 'line
         ('latency', '20', 20),
         ('latency', '20 ms', 20),
         ('latency', '0.5s', 500),
+        ('latency', '1e3', 1000),
+        ('size', '1e-1GB', 1e8),
         ('params', '30M', 30e6),
         ('params', '1.2B', 1.2e9),
         ('params', '86000', 86000),
@@ -39,7 +41,8 @@ def test_limits_are_read_in_their_units(limit, text, value):
         ('latency', 'nan'),
         ('params', '30MB'),
         ('size', '60'),  # bytes are never meant
-        ('size', '1e3MB'),
+        ('size', '1e999MB'),
+        ('latency', '1e'),
         ('size', ''),
     ],
 )

@@ -114,6 +114,11 @@ def test_chosen_subnets_and_options(run, tmp_path):
         (['tiny.py', 'none.pth'], 'none.pth'),
         (['tiny.py'], 'no checkpoint'),
         (['tiny.py', 'tiny.pth', '--subnets', '17x2'], 'subnet 17x2 is not in the space'),
+        (
+            ['tiny.py', 'tiny.pth', '--subnets', 'all', 'nonsense'],
+            'names every subnet and stands alone; got all nonsense',
+        ),
+        (['tiny.py', 'tiny.pth', '-o', 'tiny.pth'], 'tiny.pth is a file'),
         (['tiny.py', 'tiny.pth', '--cfg-options', 'knn=None'], "no entry 'knn"),
         (['tiny.py', 'tiny.pth', '--cfg-options', 'model=None'], "no 'model.backbone'"),
         (['tiny.py', 'tiny.pth', '--cfg-options', 'knn.ks=[1000]'], 'the 200 images of the bank'),

@@ -9,6 +9,7 @@ import pytest
 from poa_mm.deploy.export import run
 
 ROOT = Path(__file__).parents[2]
+VITT_DIGITS = str(ROOT / 'configs' / 'poa' / 'vitt_digits.py')
 main = runpy.run_path(str(ROOT / 'tools' / 'export_subnet.py'))['main']
 
 
@@ -31,6 +32,9 @@ def test_a_torch_program(supernet_file, tmp_path, capsys):
         (['--to', 'timm'], 'name the subnets to export'),
         (['--subnet', '32x2', '--to', 'timm', '--config', 'no_such.py'], 'no_such.py'),
         (['--subnet', '32x2', '--to', 'onnx', '--int8'], "entry 'knn'"),
+        (['--subnet', '32x2', '--to', 'onnx', '--images', 'mine'], 'images mine are what int8 is calibrated on'),
+        (['--subnet', '32x2', '--to', 'onnx', '--tolerance', '0.1'], 'tolerance is for fp16 and int8'),
+        (['--subnet', '32x2', '--to', 'onnx', '--config', VITT_DIGITS], 'config is for fp16 and int8'),
     ],
 )
 def test_a_mistake_is_one_line(arguments, message, supernet_file, tmp_path, capsys):

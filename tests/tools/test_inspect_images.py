@@ -190,6 +190,23 @@ def test_suggestions_for_bands(run, tmp_path, dtype, channels, top, value_range)
     assert f'in_channels = {channels}' in page
 
 
+@pytest.mark.parametrize(
+    'value', [np.bool_(True), np.uint8(0), np.uint16(0), np.float32(0), np.complex64(0), np.float32('nan')], ids=repr
+)
+@pytest.mark.parametrize('pages', [1, 3])
+def test_thumbnails_of_tiff_files_of_several_pages(run, tmp_path, value, pages):
+    (tmp_path / 'images').mkdir()
+    for name in ('one', 'two'):  # the same, so that they are shown
+        with tifffile.TiffWriter(tmp_path / 'images' / f'{name}.tif') as file:
+            for _ in range(pages):
+                file.write(np.full((40, 50), value))
+    code, report, page, _ = run(tmp_path / 'images')
+    usable = not report['odd']['unreadable']['number']
+    assert code == 0 and usable == (value.dtype.kind in 'buf' and bool(np.isfinite(value)))
+    assert report['odd']['single colour']['number'] == 2 * usable
+    assert '<img' in page or not usable
+
+
 def test_a_sample(run, odd):
     _, report, *_ = run(odd, '--sample', 10)
     assert (report['images'], report['looked_at']) == (43, 10)
@@ -213,3 +230,10 @@ def test_mistakes_end_in_one_line(run, odd, tmp_path, arguments, words):
     code, _, _, err = run(*arguments)
     assert code == 2
     assert words in err.splitlines()[-1]
+
+
+def test_a_report_that_cannot_be_written_is_not_begun(run, odd, tmp_path, monkeypatch):
+    (tmp_path / 'report').write_text('mine')
+    monkeypatch.setattr('poa_mm.datasets.inspection.inspect', lambda *args: pytest.fail('looked at images'))
+    code, _, _, err = run(odd)
+    assert (code, 'report is a file' in err, len(err.splitlines())) == (2, True, 1)

@@ -54,6 +54,8 @@ def test_arguments_reach_the_scorecard(checkpoint, tmp_path, capsys, monkeypatch
         ([CONFIG, 'CHECKPOINT', '--device', 'tpu'], "device 'tpu' is not one of cpu, cuda"),
         ([CONFIG, 'CHECKPOINT', '--batch', '0'], 'batch 0 is not'),
         ([CONFIG, 'CHECKPOINT', '--threads', '-1'], 'threads -1 is not'),
+        ([CONFIG, 'CHECKPOINT', '--threads', '100000'], 'threads 100000 are more than the'),
+        ([CONFIG, 'CHECKPOINT', '--batch', '9999999999'], 'batch 9999999999 needs about'),
         ([CONFIG, 'CHECKPOINT', '--protocol', 'f1'], 'protocols must be some of knn, linear'),
         ([CONFIG, 'CHECKPOINT', '--cfg-options', 'knn=None'], "no entry 'knn"),
         (

@@ -56,7 +56,7 @@ def test_shows_subnets_and_extracted_networks(tmp_path, capsys):
     ('arguments', 'message'),
     [
         (['none.pth', '0.png'], 'none.pth'),
-        (['0.png', '0.png'], '0.png: expected the zip archive'),
+        (['0.png', '0.png'], '0.png: expected a checkpoint, which torch.save writes, found'),
         (['poa.pth', 'none.png'], 'none.png'),
         (['poa.pth', '0.png', 'text.png'], 'text.png is not an image'),
         (['poa.pth', '0.png', '--subnets', '17x2'], 'subnet 17x2 is not in the space'),

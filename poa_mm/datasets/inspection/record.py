@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ..bands import NUMPY_MARK, PNG_MARK, read_bands
-from ..decoding import ORIENTATION, TIFF_MARKS, decode
+from ..decoding import ORIENTATION, TIFF_MARKS, BadImageError, decode
 
 DARK = 16  # of 255: what 99 of 100 pixels of a near-black image are below
 MAX_PIXELS = 64_000_000
@@ -116,6 +116,8 @@ def _load(record: Record, content: bytes) -> None:
     """Its pixels, by the way that suits them."""
     if record.mode.startswith(('I', 'F')) or content.startswith(NUMPY_MARK) or _may_be_deep(content):
         values = read_bands(content, MAX_PIXELS)
+        if values.dtype.kind == 'f' and not np.isfinite(values).any():
+            raise BadImageError('none of its values is a number')
         if values.dtype != np.uint8 or not record.mode:  # Pillow does not know it
             record.mode = record.mode or 'bands'
             record.channels, record.bits, record.deep = values.shape[2], _bits(values.dtype), True

@@ -42,8 +42,10 @@ class ArrowSource(ImageSource):
         if not len(table):
             raise ValueError(f'no images in {self.path}, split {split!r}')
         self._images = table.select_columns([self.image_key]).cast_column(self.image_key, _image_feature())
-        files = [(Path(file['filename']).name, os.path.getsize(file['filename'])) for file in table.cache_files]
-        self.digest = hashlib.sha256(repr((len(table), files)).encode()).hexdigest()
+        files = [(Path(file['filename']).name, os.stat(file['filename'])) for file in table.cache_files]
+        sizes = [(name, there.st_size) for name, there in files]
+        self.digest = hashlib.sha256(repr((len(table), sizes)).encode()).hexdigest()
+        self.stamp = hashlib.sha256(repr([there.st_mtime_ns for _, there in files]).encode()).hexdigest()
         if self.label_key is not None:
             self._labels = table.select_columns([self.label_key])
             self.classes = getattr(table.features[self.label_key], 'names', None)

@@ -16,6 +16,7 @@ class ImageSource(ABC):
     Attributes:
         classes: Names of the labels, by number; None where there are no names.
         digest: SHA-256 of the names in their order, in hex: the same only for the same list of images.
+        stamp: What changes with the files that hold many images each; empty where each image is a file.
         left_out: How many files are no images, by suffix or reason.
         labelled: Whether every image has a label.
         are_files: Whether :meth:`name` is a path from which anybody can read the image.
@@ -25,6 +26,7 @@ class ImageSource(ABC):
     labelled: bool = False
     are_files: bool = False
     digest: str = ''
+    stamp: str = ''
     left_out: Mapping[str, int] = {}
 
     @abstractmethod

@@ -63,7 +63,7 @@ class TarSource(ImageSource):
             is_fresh=lambda index: index.meta.get('stamp') == stamp,
             build=lambda: _build(paths, read, stamp),
         )
-        self.paths = paths
+        self.paths, self.stamp = paths, stamp
         self.digest = self.index.meta['digest']
         self.left_out = self.index.meta['left_out']
         self.labelled = self.index.meta['labelled']

@@ -18,6 +18,7 @@ from poa_mm.deploy.manifest import add_manifest, read_manifest
 from poa_mm.deploy.staged_files import StagedFiles
 from poa_mm.deploy.stock import is_extracted, open_networks
 from poa_mm.elastic import Subnet
+from poa_mm.mistakes import check_out_dir
 from poa_mm.version import __version__
 
 from . import to_huggingface, to_onnx, to_timm, to_torch
@@ -30,8 +31,8 @@ INSTALL = "pip install 'poa_mm[export]'"
 
 def export_subnets(
     checkpoint: str | os.PathLike,
-    subnets: Iterable[Subnet | str] | None,
-    to: Iterable[str],
+    subnets: str | Subnet | Iterable[Subnet | str] | None,
+    to: str | Iterable[str],
     out_dir: str | os.PathLike,
     options: ExportOptions | None = None,
     progress: Callable[[str], None] = lambda text: None,
@@ -56,13 +57,15 @@ def export_subnets(
         CheckpointError: If the checkpoint cannot be read, or the folder holds subnets of another one.
         ExportError: If a format is unknown, a library is missing or too old, a format cannot hold a subnet, or an
             export does not compute what the subnet does. It is a ``ValueError``.
+        OSError: If ``out_dir`` cannot be written to.
         ValueError: If a subnet is not in the checkpoint's space.
     """
     options = options or ExportOptions()
     formats = _checked_formats(to, options)
+    check_out_dir(out_dir)
     if subnets is None and not is_extracted(checkpoint):
         raise ExportError(f"{checkpoint}: name the subnets to export, such as '384x12'")
-    if subnets is not None and not (subnets := [subnets] if isinstance(subnets, str) else list(subnets)):
+    if subnets is not None and not (subnets := [subnets] if isinstance(subnets, (str, Subnet)) else list(subnets)):
         raise ExportError("no subnet to export; name some, such as '384x12'")
     networks = [ExportNetwork(stock) for stock in open_networks(checkpoint, subnets)]
     for network in networks:
@@ -181,8 +184,13 @@ def _checked_formats(to: Iterable[str], options: ExportOptions) -> list[str]:
             raise ExportError(f'format {format!r} is not one of {", ".join(FORMATS)}')
     if not formats:
         raise ExportError(f'no format; choose of {", ".join(FORMATS)}')
-    if not 0 <= options.tolerance < 1:  # NaN is neither
+    if not isinstance(options.allowed_loss, (int, float)) or not 0 <= options.allowed_loss < 1:  # NaN is neither
         raise ExportError(f'tolerance {options.tolerance} is not a share of accuracy in [0, 1), such as 0.01')
+    if options.images is not None and not options.int8:
+        raise ExportError(f'images {options.images} are what int8 is calibrated on, and int8 is not asked for')
+    for name in ('tolerance', 'config'):
+        if getattr(options, name) is not None and not (options.fp16 or options.int8):
+            raise ExportError(f'{name} is for fp16 and int8, and neither is asked for')
     if (options.fp16 or options.int8) and 'onnx' not in formats:
         raise ExportError('fp16 and int8 are kinds of onnx, which is not among the formats')
     if options.dynamic_size and not {'onnx', 'torch'} & set(formats):

@@ -45,9 +45,7 @@ class OnnxBackbone(nn.Module):
         options.log_severity_level = 3
         self.session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
         self.swapped = network.swapped
-        subnet = network.subnet
-        depths = [subnet.depth] if isinstance(subnet.depth, int) else [[stage] for stage in subnet.depth]
-        self.space = SubnetSpace([subnet.width], depths)
+        self.space = SubnetSpace.of(network.subnet)
         self.device = nn.Parameter(torch.zeros(()), requires_grad=False)  # which says that inputs go to the CPU
 
     def extract_features(self, x: Tensor, subnet: Subnet | None = None) -> Features:
@@ -70,7 +68,7 @@ def write_smaller(
 
     Raises:
         ExportError: If the config normalises images in another way than pre-training did, there is nothing to
-            calibrate on, or the score falls by more than ``options.tolerance``.
+            calibrate on, or the score falls by more than ``options.allowed_loss``.
         ValueError: If the config's images cannot be scored.
     """
     source = folder / f'{network.name}.onnx'
@@ -96,12 +94,12 @@ def write_smaller(
                 )
             after = _score(target, network, options, data)
             progress(f'{network.subnet}: k-NN accuracy {after:.4f} in {kind}')
-            if after < before - options.tolerance:
+            if after < before - options.allowed_loss:
                 raise ExportError(
                     f'onnx of subnet {network.subnet} in {kind} scores {after:.4f} by k-NN, in float32 {before:.4f}: '
-                    f'a loss of more than {options.tolerance}; nothing was written'
+                    f'a loss of more than {options.allowed_loss}; nothing was written'
                 )
-            details['knn'] = dict(before=before, after=after, tolerance=options.tolerance)
+            details['knn'] = dict(before=before, after=after, tolerance=options.allowed_loss)
             details['max_abs_diff'] = _difference(source, target, network)
             yield kind, details
 

@@ -18,11 +18,26 @@ class Features(NamedTuple):
 
     Args:
         cls: Class feature of each image, ``(B, D)``.
-        patch: Patch features, ``(B, N, D)``, on the grid of the masks.
+        patch: Patch features, ``(B, N, D)``, on the grid of the subnet's masks.
     """
 
     cls: Tensor
     patch: Tensor
+
+
+class OnePatchSize:
+    """A backbone whose patches have one size, and which says so to whoever asks for more.
+
+    Before ``__init__``, whose arguments are those that can be set.
+    """
+
+    def __new__(cls, *args: Any, **options: Any):
+        if 'patch_sizes' in options:
+            raise TypeError(
+                f'{cls.__name__} has patches of one size; patch_sizes={options["patch_sizes"]} is a choice of '
+                'ElasticVisionTransformer only'
+            )
+        return super().__new__(cls)
 
 
 def map_features(x: Tensor) -> Features:
@@ -89,8 +104,8 @@ class ElasticBackbone(Protocol):
     def extract_features(self, x: Tensor, subnet: Subnet | None = None, mask: Tensor | None = None) -> Features:
         """Class and patch features of images ``(B, C, H, W)``; ``mask`` is boolean ``(B, N)``."""
 
-    def mask_grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of the patch features, and so of a mask, for images of ``(H, W)``."""
+    def mask_grid(self, image_size: tuple[int, int], subnet: Subnet | None = None) -> tuple[int, int]:
+        """Rows and columns of the patch features of ``subnet``, and so of its mask, for images of ``(H, W)``."""
 
     def channels_of(self, subnet: Subnet) -> int:
         """Channels of the class and patch features of ``subnet``."""

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .grids import GridChange, change_grid
+
 
 class MultiCropBatch(NamedTuple):
     """Views of ``B`` images, crop-major: all first crops, then all second crops, and so on.
@@ -19,6 +21,7 @@ class MultiCropBatch(NamedTuple):
         masked: The same as view and patch of each of the ``M`` masked patches, ``(2, M)``.
         mask_shares: Share of each in a mean over the global views, in which all patches of a view count together as
             one, ``(M,)``.
+        grid_change: Between the grid of ``masks`` and that of ``masked``, where they differ. Default: None.
     """
 
     global_views: Tensor
@@ -26,6 +29,7 @@ class MultiCropBatch(NamedTuple):
     masks: Tensor
     masked: Tensor
     mask_shares: Tensor
+    grid_change: GridChange | None = None
 
     @property
     def num_rows(self) -> dict[str, int]:
@@ -39,7 +43,17 @@ class MultiCropBatch(NamedTuple):
 
     def masked_of(self, patches: Tensor) -> Tensor:
         """The masked ones ``(M, D)`` of the patches ``(2 * B, N, D)`` of the global views."""
+        if self.grid_change is not None:
+            return self.grid_change.masked_of(patches, self.masked)
         return patches[self.masked[0], self.masked[1]]
+
+    def on_grid(self, grid: tuple[int, int], native: tuple[int, int]) -> MultiCropBatch:
+        """The same for a student whose patches lie on ``grid``, not on the ``native`` one; see :mod:`.grids`."""
+        if grid == native:
+            return self
+        change = change_grid(self.masks, native, grid)
+        shares = change.shares(self.mask_shares, self.masks, self.masked)
+        return self._replace(masks=change.masks, mask_shares=shares, grid_change=change)
 
     @classmethod
     def collate(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 from mmengine.dist import get_rank
@@ -18,45 +17,10 @@ from poa_mm.elastic import Subnet, SubnetDeck
 from ..losses import Targets, prototype_loss
 from .batch import MultiCropBatch, check_views
 from .early_backward import EarlyBackward, hand_over
-
-
-class TeacherTargets(NamedTuple):
-    """Centred targets, one tensor for each head.
-
-    Args:
-        cls: Of the class tokens of the global crops, ``(2B, K)``.
-        patch: Of the masked patches of the global crops, ``(M, K)``.
-    """
-
-    cls: list[Tensor]
-    patch: list[Tensor]
-
-    def health(self) -> dict[str, Tensor]:
-        """What tells a collapse, of the class targets of a head with K prototypes.
-
-        Returns:
-            ``teacher_entropy_{K}``, their mean entropy in nats, and ``prototypes_in_use_{K}``, how many prototypes are
-            the most likely one of some crop: 1 to ``2B``.
-        """
-        health = {}
-        for cls in self.cls:
-            number = cls.shape[1]
-            health[f'teacher_entropy_{number}'] = torch.special.entr(cls).sum(dim=1).mean()
-            used = cls.new_zeros(number).index_fill_(0, cls.argmax(dim=1), 1)  # unique() would wait for the device
-            health[f'prototypes_in_use_{number}'] = used.sum()
-        return health
-
-
-class StudentOutput(NamedTuple):
-    """What one student makes of the global or of the local crops of a batch.
-
-    Args:
-        features: Class features, ``(2B, width)`` or ``(L * B, width)``.
-        embeddings: Of each head, of the class features, then of the masked patches, ``(2B + M, C)`` or ``(L * B, C)``.
-    """
-
-    features: Tensor
-    embeddings: list[Tensor]
+from .grids import check_crops
+from .objectives import cross_view, same_view
+from .students import StudentOutput, student_loss
+from .targets import TeacherTargets
 
 
 @MODELS.register_module()
@@ -212,6 +176,7 @@ class POA(BaseSelfSupervisor):
             TypeError, ValueError: If the batch breaks the contract.
         """
         check_views(inputs)  # before a size is read off one
+        check_crops(inputs, self.backbone.space)
         grid = self.backbone.mask_grid(tuple(inputs[0].shape[-2:]))
         batch = MultiCropBatch.collate(
             inputs, data_samples, grid, masked=self.patch_loss_active and self.patch_weight > 0
@@ -244,6 +209,11 @@ class POA(BaseSelfSupervisor):
             rows = torch.cat([features, batch.masked_of(patches)])
         return StudentOutput(features, self.head.embed(rows))
 
+    def on_grid_of(self, batch: MultiCropBatch, subnet: Subnet | None) -> MultiCropBatch:
+        """The batch with masks on the grid of the patches of ``subnet``."""
+        size = tuple(batch.global_views.shape[-2:])
+        return batch.on_grid(self.backbone.mask_grid(size, subnet), native=self.backbone.mask_grid(size))
+
     def loss_terms(
         self, batch: MultiCropBatch, targets: TeacherTargets, subnet: Subnet | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -261,15 +231,21 @@ class POA(BaseSelfSupervisor):
         students = [student for student in ('intact', 'elastic') if self._runs(student)]
         passes = [(student, size) for student in students for size in batch.sizes]
         terms = {}
+        crops_of = {'intact': batch, 'elastic': self.on_grid_of(batch, subnet)}
         for student, size in passes:
-            output = self.student_output(batch, None if student == 'intact' else subnet, size)
+            crops = crops_of[student]
+            output = self.student_output(crops, None if student == 'intact' else subnet, size)
             objectives = (
-                self._objectives(student, size, batch, targets, seen, head) for head in range(len(prototypes))
+                self._objectives(student, size, crops, targets, seen, head) for head in range(len(prototypes))
             )
             teaches = student == 'intact' and self.weight_es2 > 0
-            loss, more, probs = self._student_loss(
-                output, prototypes, grads, objectives, koleo=size == 'global', keep=batch.num_rows[size] * teaches
+            loss, more, probs = student_loss(
+                output, prototypes, grads, objectives, self.student_temp, keep=batch.num_rows[size] * teaches
             )
+            if size == 'global' and self.koleo_weight > 0:
+                koleo = self._koleo_of(output.features)
+                loss = loss + self.koleo_weight * koleo
+                more['koleo'] = koleo.detach()
             if teaches:
                 seen[size] = probs
             terms |= {name: terms.get(name, 0) + term for name, term in more.items()}
@@ -306,36 +282,10 @@ class POA(BaseSelfSupervisor):
         params = (param for module in self.student.values() for param in module.parameters())
         return [param for param in params if param not in prototypes]
 
-    def _student_loss(
-        self,
-        student: StudentOutput,
-        prototypes: Sequence[Tensor],
-        grads: Sequence[Tensor | None],
-        objectives: Iterable[dict[str, Targets]],
-        koleo: bool,
-        keep: int,
-    ) -> tuple[Tensor, dict[str, Tensor], list[Tensor]]:
-        """Weighted sum and unweighted terms of one student; ``objectives`` are, head by head, its targets by term.
-
-        The gradient of the ``prototypes`` is added to ``grads``. The third result is, head by head, the student's
-        distribution for each of ``keep`` leading rows.
-        """
-        total, terms, probs = 0.0, {}, []
-        for embeddings, matrix, grad, targets in zip(student.embeddings, prototypes, grads, objectives):
-            loss, rows, kept = prototype_loss(
-                embeddings, matrix, list(targets.values()), self.student_temp, prototypes_grad=grad, keep=keep
-            )
-            total = total + loss
-            probs.append(kept)
-            for name, values in zip(targets, rows):
-                terms.setdefault(name, []).append(values.sum())
-        terms = {name: torch.stack(values) for name, values in terms.items()}
-        if koleo and self.koleo_weight > 0:
-            num_students = (self.weight_is > 0) + self.runs_elastic
-            value = sum(self.koleo(crop) for crop in student.features.chunk(2)) / num_students
-            total = total + self.koleo_weight * value
-            terms['koleo'] = value.detach()
-        return total, terms, probs
+    def _koleo_of(self, features: Tensor) -> Tensor:
+        """KoLeo of a student's class features of the global crops: their sum, the students' share in the mean."""
+        num_students = (self.weight_is > 0) + self.runs_elastic
+        return sum(self.koleo(crop) for crop in features.chunk(2)) / num_students
 
     def _objectives(
         self,
@@ -347,42 +297,15 @@ class POA(BaseSelfSupervisor):
         head: int,
     ) -> dict[str, Targets]:
         """What one student learns from crops of one size on one head, by term."""
-        if student == 'intact':
-            return self._cross_view('L_IS', self.weight_is, size, batch, targets, head)
+        heads = len(self.head.num_prototypes)
+        others = {'intact': ('L_IS', self.weight_is), 'elastic': ('L_ES1', self.weight_es1)}
+        name, weight = others[student]
         objectives = {}
-        if self.weight_es1 > 0:
-            objectives |= self._cross_view('L_ES1', self.weight_es1, size, batch, targets, head)
-        if self.weight_es2 > 0:
-            objectives[f'L_ES2_{size}'] = self._same_view(seen[size][head])
+        if weight > 0:
+            objectives |= cross_view(name, weight / heads, self.patch_weight, size, batch, targets, head)
+        if student == 'elastic' and self.weight_es2 > 0:
+            objectives[f'L_ES2_{size}'] = same_view(seen[size][head], self.weight_es2 / heads)
         return objectives
-
-    def _cross_view(
-        self, name: str, weight: float, size: str, batch: MultiCropBatch, targets: TeacherTargets, head: int
-    ) -> dict[str, Targets]:
-        """The teacher's targets of other views (POA, Eq. 2 and 3) and of masked patches (iBOT, Sec. 3.2).
-
-        Global crop A learns from the teacher's B and B from A, every local crop learns from both: the mean over the
-        batch, summed over the pairs of views and divided by their number, ``2 + 2 * L``. Every masked image counts the
-        same in the patch loss.
-        """
-        cls = targets.cls[head]
-        num_cls, images = batch.num_rows[size], len(cls) // 2
-        pairs = images + batch.num_rows['local']  # half of them, of all images
-        share = cls.new_full((num_cls,), 1 / (2 * pairs))
-        scale = weight / len(targets.cls)
-        if size == 'local':
-            both = (cls[:images] + cls[images:]).T.repeat(1, num_cls // images).T
-            return {f'{name}_local': Targets(both, share, scale)}
-        objectives = {f'{name}_global': Targets(cls.T.roll(images, dims=1).T, share, scale)}
-        if targets.patch:
-            patch = targets.patch[head]
-            objectives[f'{name}_patch'] = Targets(patch, batch.mask_shares, scale * self.patch_weight, start=num_cls)
-        return objectives
-
-    def _same_view(self, probs: Tensor) -> Targets:
-        """What the intact student makes of the class tokens of the same crops on one head, not centred (POA, Eq. 4)."""
-        share = probs.new_full((len(probs),), 1 / len(probs))
-        return Targets(probs, share, self.weight_es2 / len(self.head.num_prototypes))
 
     def log(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
         """The terms of :meth:`loss_terms` as means over the heads, and ``L_IS``, ``L_ES1`` and ``L_ES2`` in all."""
