@@ -64,7 +64,6 @@ def axes_of(backbone: ElasticBackbone) -> list[Axis]:
 
     Raises:
         TypeError: If it is of no known family.
-        RuntimeError: If a parameter belongs to no axis though it should.
     """
     for kind, find in ((ElasticVisionTransformer, _vit), (ElasticSwinTransformer, _swin), (ElasticResNet, _resnet)):
         if isinstance(backbone, kind):
@@ -77,6 +76,17 @@ def axes_of(backbone: ElasticBackbone) -> list[Axis]:
                 assert known == names.keys(), f'parameters of no axis: {sorted(names.keys() - known)}'
             return axes
     raise TypeError(f'{type(backbone).__name__} is no elastic backbone that can be ordered')
+
+
+def feature_axis(backbone: ElasticBackbone) -> str | None:
+    """Name of the axis in whose order the features come out; None if they stay as they are."""
+    if isinstance(backbone, ElasticResNet):
+        return None
+    return _stage_axis(backbone.num_layers - 1) if isinstance(backbone, ElasticSwinTransformer) else 'channels'
+
+
+def _stage_axis(stage: int) -> str:
+    return f'channels of stage {stage}'
 
 
 def _both(name: str, gives: bool = False, size: int = 1) -> list[Part]:
@@ -127,7 +137,7 @@ def _swin(network: ElasticSwinTransformer) -> Iterator[Axis]:
         merging = f'stages.{stage}.downsample'
         # The four tokens of a cell lie channel by channel.
         stream += [*_both(f'{merging}.norm', size=4), Part(f'{merging}.reduction.weight', 1, size=4)]
-        yield Axis(f'channels of stage {stage}', width, tuple(stream))
+        yield Axis(_stage_axis(stage), width, tuple(stream))
         stream = [Part(f'{merging}.reduction.weight', 0, True)]
 
 

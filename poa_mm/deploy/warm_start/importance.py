@@ -13,8 +13,6 @@ from poa_mm.models.backbones.elastic_backbone import ElasticBackbone, Features
 
 from .axes import Axis, split
 
-ORDERS = ('taylor', 'magnitude', 'none')
-
 
 @torch.no_grad()
 def magnitude(backbone: nn.Module, axes: list[Axis]) -> dict[str, Tensor]:
@@ -27,7 +25,10 @@ def magnitude(backbone: nn.Module, axes: list[Axis]) -> dict[str, Tensor]:
 
 
 def taylor(
-    backbone: ElasticBackbone, axes: list[Axis], images: Iterable[Tensor], progress: Callable[[int], Any] = lambda n: None
+    backbone: ElasticBackbone,
+    axes: list[Axis],
+    images: Iterable[Tensor],
+    progress: Callable[[int], Any] = lambda n: None,
 ) -> dict[str, Tensor]:
     """How much the features of images change without a unit, to first order; by the name of the axis, ``(units,)``.
 

@@ -67,6 +67,7 @@ class Layout(NamedTuple):
 _TIMM_BLOCK = r'blocks\.(?:\d+\.(?=\d))?(\d+)\.'  # DINOv2 nests blocks in chunks, and counts through all of them
 _HF_BLOCK, _MM_BLOCK = r'encoder\.layer\.(\d+)\.', r'layers\.(\d+)\.'
 _SWIN_BLOCK = r'layers\.(\d+)\.blocks\.(\d+)\.'
+_MM_SWIN = r'(stages\.\d+\.blocks\.\d+\.(?:norm[12]|attn\.w_msa\.(?:qkv|proj)|ffn\.layers\.(?:0\.0|1)))\.'
 _TORCH_BLOCK = r'layer(\d)\.(\d+)\.'
 _HF_COMMON = {
     r'embeddings\.(cls_token|mask_token)': r'\1',
@@ -166,9 +167,7 @@ LAYOUTS = (
             r'absolute_pos_embed': r'absolute_pos_embed',
             rf'(patch_embed\.projection|patch_embed\.norm|norm\d)\.{_WB}': r'\1.\2',
             r'(?P<x>stages\.\d+\.blocks\.\d+\.attn\.(?:w_msa\.relative_position_index|attn_mask))': '',
-            rf'(stages\.\d+\.blocks\.\d+\.(?:norm[12]|attn\.w_msa\.qkv|attn\.w_msa\.proj|ffn\.layers\.0\.0|ffn\.layers\.1))\.{_WB}': (
-                r'\1.\2'
-            ),
+            rf'{_MM_SWIN}{_WB}': r'\1.\2',
             r'(stages\.\d+\.blocks\.\d+\.attn\.w_msa\.relative_position_bias_table)': r'\1',
             rf'(stages\.\d+\.downsample\.(?:norm|reduction))\.{_WB}': r'\1.\2',
         },

@@ -221,7 +221,9 @@ def _timm_swin(source: Source) -> Compute:
         num_heads=arch['num_heads'],
         window_size=config['window_size'],
     )
-    raw = {name: value for name, value in source.raw.items() if not re.search(r'attn_mask|relative_position_index', name)}
+    raw = {
+        name: value for name, value in source.raw.items() if not re.search(r'attn_mask|relative_position_index', name)
+    }
     if any(name.startswith('layers.0.downsample.') for name in raw):  # older ones merge after a stage
         raw = {
             re.sub(r'^layers\.(\d+)\.downsample', lambda match: f'layers.{int(match[1]) + 1}.downsample', name): value

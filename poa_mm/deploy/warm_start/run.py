@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,16 +13,19 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmpretrain.registry import MODELS
-from torch import Tensor, nn
+from torch import Tensor
 
-from poa_mm.checkpoint import SUPERNET_KEY, CheckpointError, describe_supernet, file_sha256
+from poa_mm.checkpoint import SUPERNET_KEY, describe_supernet, file_sha256
 from poa_mm.deploy.public_checkpoint import build_poa, config_of_model
 from poa_mm.deploy.staged_files import StagedFiles, save_to
+from poa_mm.elastic import Subnet
 from poa_mm.models import POA
 from poa_mm.version import __version__
 
+from .files import find_file
 from .fit import Fitted, fit
 from .layouts import VIT
+from .ordering import NUM_IMAGES, check_order, device_for, images_of, order_weights, score_orders
 from .references import compare_features, compute_reference
 from .source import Asked, Source, read_source
 
@@ -38,6 +41,8 @@ class WarmStart(NamedTuple):
         library: Whose network the supernet was compared with, and its version.
         max_abs_diff: Largest difference of a feature.
         normalisation: A sentence if the file does not say how its images were normalised, else None.
+        order: By what units were ordered.
+        scores: By order, then by subnet, k-NN accuracies before any training; None if they were not asked for.
     """
 
     layout: str
@@ -47,6 +52,8 @@ class WarmStart(NamedTuple):
     library: str
     max_abs_diff: float
     normalisation: str | None
+    order: str = 'none'
+    scores: dict[str, dict[str, dict[str, float]]] | None = None
 
 
 def warm_start(
@@ -54,9 +61,15 @@ def warm_start(
     weights: str | os.PathLike,
     out: str | os.PathLike,
     *,
+    order: str = 'none',
+    images: str | os.PathLike | None = None,
+    num_images: int = NUM_IMAGES,
+    scores: bool = False,
+    subnets: Sequence[Subnet | str] | None = None,
     heads: int | None = None,
     groups: int | None = None,
     seed: int = 0,
+    progress: bool = False,
 ) -> WarmStart:
     """Write a checkpoint of POA whose student and teacher are a network that exists; its heads are new.
 
@@ -64,23 +77,45 @@ def warm_start(
         config: Pre-training config whose backbone is that network at full size.
         weights: Its file, or a folder as a library saves it; nothing in it is executed.
         out: Checkpoint to write. It appears complete or not at all.
+        order: What the units that smaller subnets keep are chosen by: ``'taylor'``, how much the features of
+            ``images`` change without them; ``'magnitude'`` of their weights; ``'none'``, as they are. Default: 'none'.
+        images: For ``'taylor'``: a folder, shards or tables of images; labels are not looked at. Default: None, those
+            of the config's ``knn.bank``.
+        num_images: How many of them. Default: 256.
+        scores: Score subnets by k-NN with each order. Default: False.
+        subnets: Which. Default: None, the smallest, the middle and the largest width and depth.
         heads: Attention heads of a ViT. Default: None, what the file says, or heads of 64 channels.
         groups: Of the norms of a ResNet. Default: None, what the file says, or 32.
         seed: Of the heads. Default: 0.
+        progress: Show the progress of k-NN. Default: False.
 
     Raises:
         CheckpointError: If the file cannot be read, is of another network, has parts that elastic backbones do not
             have, or the supernet does not compute what the library's network does.
-        ValueError: If images would be normalised otherwise than for these weights.
+        ValueError: If images would be normalised otherwise than for these weights, or an option is not valid.
     """
     config = config if isinstance(config, Config) else Config.fromfile(config)
+    check_order(order)
+    if Path(out).absolute() == find_file(weights).absolute():
+        raise ValueError(f'{out} is the file of the weights, which would be lost')
     model_config = config_of_model(config)
     model = build_poa(model_config)
     source = read_source(weights, Asked(tuple(model.backbone.img_size), heads, groups))
     normalisation = _check_normalisation(source, model_config.get('data_preprocessor') or {})
     fitted = fit(source, model.backbone)
     library, difference = _check(source, fitted, model_config['backbone'])
-    _fill(model, fitted.weights, seed)
+    backbone = model.backbone
+    backbone.load_state_dict(fitted.weights)
+    backbone.eval()
+    device = device_for(backbone)
+
+    def some_images() -> Iterable[Tensor]:
+        return images_of(config, images, num_images, device)
+
+    found = score_orders(config, backbone, subnets, some_images, progress) if scores else None
+    ordered = order_weights(backbone, order, some_images() if order == 'taylor' else ())
+    backbone.cpu()
+    _fill(model, ordered.weights, seed)
     meta = {
         'epoch': 0,
         'iter': 0,
@@ -90,10 +125,20 @@ def warm_start(
         'source': source.path.name,
         'source_sha256': file_sha256(source.path),
         'layout': source.layout,
+        'order': order,
+        'feature_order': ordered.features,
     }
     write_start(out, model, model_config, meta)
     return WarmStart(
-        source.layout, source.left_out, source.assumed, fitted.changes, library, difference, normalisation
+        layout=source.layout,
+        left_out=source.left_out,
+        assumed=source.assumed,
+        changes=fitted.changes,
+        library=library,
+        max_abs_diff=difference,
+        normalisation=normalisation,
+        order=order,
+        scores=found,
     )
 
 
@@ -168,9 +213,7 @@ def _fill(model: POA, weights: Mapping[str, Tensor], seed: int) -> None:
     model.reset_teacher()
 
 
-def write_start(
-    out: str | os.PathLike, model: POA, model_config: Mapping[str, Any], meta: Mapping[str, Any]
-) -> None:
+def write_start(out: str | os.PathLike, model: POA, model_config: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
     """Write a checkpoint that ``load_from`` takes.
 
     Args:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -159,7 +158,7 @@ def _vit(found: Found, tensors: Tensors, asked: Asked) -> tuple[dict[str, Any], 
     what, settings = tensors.path, tensors.settings
     weights = _joined(dict(found.weights), what)
     width, in_channels, *patch = _shape(weights, 'patch_embed.projection.weight', 4, what)
-    hidden, inputs = _shape(weights, 'layers.0.ffn.layers.0.0.weight', 2, what)
+    hidden = _shape(weights, 'layers.0.ffn.layers.0.0.weight', 2, what)[0]
     if _shape(weights, 'layers.0.ffn.layers.1.weight', 2, what)[1] != hidden:
         raise CheckpointError(f'{what}: blocks.0.mlp is of a SwiGLU MLP, which elastic backbones do not have')
     if (act := settings.get('hidden_act', 'gelu')) != 'gelu':
@@ -293,7 +292,7 @@ def unshifted(config: Mapping[str, Any]) -> list[int]:
 
 
 def _move_merging(weights: dict[str, Tensor], what: Path) -> None:
-    """timm's merging lies before a stage, older ones' after the one before; four tokens one after another."""
+    """Timm's merging lies before a stage, older ones' after the one before; four tokens one after another."""
     names = [name for name in weights if name.startswith('downsample.')]
     first = min((int(name.split('.')[1]) for name in names), default=0)
     for name in names:
@@ -308,7 +307,9 @@ def _move_merging(weights: dict[str, Tensor], what: Path) -> None:
 def _resnet(found: Found, tensors: Tensors, asked: Asked) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
     what, weights = tensors.path, found.weights
     if 'layer1.0.conv3.weight' not in weights:
-        raise CheckpointError(f'{what}: blocks of two convolutions (ResNet-18 and -34); elastic ResNets have bottlenecks')
+        raise CheckpointError(
+            f'{what}: blocks of two convolutions (ResNet-18 and -34); elastic ResNets have bottlenecks'
+        )
     deep = 'conv1.weight' not in weights
     stem = _shape(weights, 'stem.6.weight' if deep else 'conv1.weight', 4, what)
     first = _shape(weights, 'stem.0.weight' if deep else 'conv1.weight', 4, what)

@@ -70,8 +70,8 @@ class ElasticSwinTransformer(OnePatchSize, SwinTransformer):
             ``img_size``. Default: False.
         pad_small_map: Pad maps that are smaller than a window, too, so that images of any size can be computed.
             Default: True (mmpretrain's is False).
-        unshifted_stages: Stages none of whose blocks is shifted. Other libraries do not shift those whose map is no larger
-            than a window, such as the last (3) of images of 224 pixels; with ``pad_small_map``, mmpretrain does.
+        unshifted_stages: Stages none of whose blocks is shifted. Other libraries do not shift those whose map is not
+            larger than a window, such as the last (3) of images of 224 pixels; with ``pad_small_map``, mmpretrain does.
             Default: (), every other block of every stage is shifted.
         frozen_stages: The last stage that does not train, with all before it: 0 is the stem and the first stage, as
             mmpretrain counts. Default: -1, none.
