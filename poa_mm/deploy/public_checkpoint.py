@@ -234,9 +234,7 @@ def import_public_checkpoint(
     check_out_file(out)
     chosen = branch or 'teacher'
     config = config if isinstance(config, Config) else Config.fromfile(config)
-    model_config = dict(config.model)
-    if config.get('data_preprocessor') is not None:  # as mmengine's Runner does
-        model_config.setdefault('data_preprocessor', config.data_preprocessor)
+    model_config = config_of_model(config)
     branches = find_branches(read_checkpoint(path), chosen)
     if getattr(branches, chosen) is None:
         raise CheckpointError(f'{path}: expected a {chosen}, found only a {_BRANCHES[chosen == "teacher"]} (--branch)')
@@ -246,7 +244,7 @@ def import_public_checkpoint(
     teacher = convert_public_state_dict(getattr(branches, chosen))
     student = teacher if branches.student is None else convert_public_state_dict(branches.student)
 
-    model = _build(model_config)
+    model = build_poa(model_config)
     state = model.state_dict()
     for name, prefix, weights in (('teacher', 'teacher.', teacher), ('student', '', student)):
         expected = {
@@ -279,9 +277,28 @@ def import_public_checkpoint(
     return ImportReport(ignored, branches.student is None, chosen, branches.named or branch is not None)
 
 
-def _build(model_config: dict[str, Any]) -> POA:
+def config_of_model(config: Config) -> dict[str, Any]:
+    """The model of a config, with the data preprocessor that may stand beside it.
+
+    Raises:
+        CheckpointError: If the config has no model.
+    """
+    if not isinstance(config.get('model'), dict):
+        raise CheckpointError('expected a pre-training config, found one without model')
+    model_config = dict(config.model)
+    if config.get('data_preprocessor') is not None:  # as mmengine's Runner does
+        model_config.setdefault('data_preprocessor', config.data_preprocessor)
+    return model_config
+
+
+def build_poa(model_config: Mapping[str, Any]) -> POA:
+    """The model of a pre-training config.
+
+    Raises:
+        CheckpointError: If it cannot be built, or is none of POA.
+    """
     try:
-        model = MODELS.build(model_config)
+        model = MODELS.build(dict(model_config))
     except Exception as error:  # whatever the classes that a config names may raise
         raise CheckpointError(f'cannot build the model of the config: {error}') from error
     if not isinstance(model, POA):
