@@ -1,5 +1,6 @@
 from .centering import MeanCentering, SinkhornKnopp
 from .cross_entropy import CropLosses, class_loss, patch_loss, same_view_loss
+from .feature_loss import feature_loss
 from .koleo import KoLeoLoss
 from .logits import prototype_logits
 from .prototype_loss import Targets, prototype_loss
@@ -11,6 +12,7 @@ __all__ = [
     'SinkhornKnopp',
     'Targets',
     'class_loss',
+    'feature_loss',
     'patch_loss',
     'prototype_logits',
     'prototype_loss',

@@ -47,6 +47,10 @@ class MultiCropBatch(NamedTuple):
             return self.grid_change.masked_of(patches, self.masked)
         return patches[self.masked[0], self.masked[1]]
 
+    def on_native_grid(self, patches: Tensor) -> Tensor:
+        """Patches of a student ``(2 * B, N', D)`` on the grid of ``masked``, ``(2 * B, N, D)``: means by area."""
+        return patches if self.grid_change is None else self.grid_change.averaged(patches)
+
     def on_grid(self, grid: tuple[int, int], native: tuple[int, int]) -> MultiCropBatch:
         """The same for a student whose patches lie on ``grid``, not on the ``native`` one; see :mod:`.grids`."""
         if grid == native:

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from poa_mm.elastic import Subnet, SubnetDeck
 
-from ..losses import Targets, prototype_loss
+from ..backbones.elastic_backbone import Features
+from ..losses import Targets, feature_loss, prototype_loss
 from .batch import MultiCropBatch, check_views
 from .early_backward import EarlyBackward, hand_over
+from .frozen_teacher import FeatureMap, build_frozen_teacher, complete
 from .grids import check_crops
 from .objectives import cross_view, same_view
 from .students import StudentOutput, student_loss
@@ -44,6 +46,12 @@ class POA(BaseSelfSupervisor):
     the next starts: one graph of the four exists at a time (:class:`EarlyBackward`). At 50 images of the ViT-L recipe,
     that halves the memory of one backward pass for all (``benchmarks/bench_memory.py``).
 
+    With a ``frozen_teacher`` (ours, not the paper's), a network that stays what it is teaches (:class:`FrozenTeacher`)
+    under the heads of ``teacher``, which is the average of the student as ever, and what subnets are cut from. If it is
+    another network than the supernet, a :class:`FeatureMap` takes each token of a student into the space of its
+    features. The heads work there; there, ``L_IS_feature`` and ``L_ES1_feature``, ``feature_weight`` of which is added
+    to L_IS and L_ES1, compare all tokens of a global crop, masked for the student, with the teacher's.
+
     What changes over a run is set from outside: ``teacher_temp`` and ``patch_loss_active`` by
     :class:`poa_mm.engine.POAScheduleHook`, ``loss_scale``, by which float16's small gradients are multiplied on their
     way, by :class:`poa_mm.engine.POAAmpOptimWrapper`.
@@ -60,6 +68,8 @@ class POA(BaseSelfSupervisor):
         teacher_temp: Temperature of the teacher until a hook sets it. Default: 0.07.
         centering: How teacher logits become targets: ``SinkhornKnopp`` or ``MeanCentering``.
             Default: ``dict(type='SinkhornKnopp')``.
+        frozen_teacher: What teaches in the place of the average: ``'source'``, the network that the run starts from, or
+            ``dict(backbone=..)``, another one; see :func:`build_frozen_teacher`. Default: None.
         deck: ``sync`` and ``select_scale`` of the :class:`~poa_mm.elastic.SubnetDeck`. Default: neither.
         data_preprocessor: Default type: :class:`MultiCropDataPreprocessor`.
         init_cfg: mmengine's initialisation config. Default: None.
@@ -82,17 +92,20 @@ class POA(BaseSelfSupervisor):
         teacher_temp: float = 0.07,
         centering: dict | None = None,
         deck: dict | None = None,
+        frozen_teacher: dict | str | None = None,
         data_preprocessor: dict | nn.Module | None = None,
         init_cfg: dict | None = None,
     ):
         backbone = MODELS.build(backbone) if isinstance(backbone, dict) else backbone
+        guide = build_frozen_teacher(frozen_teacher, backbone)
+        mapped = guide is not None and not guide.is_source
+        channels = guide.channels(backbone) if mapped else backbone.feature_channels
         if isinstance(head, dict):
-            head = MODELS.build({'in_channels': backbone.feature_channels, **head})
-        if getattr(head, 'in_channels', backbone.feature_channels) != backbone.feature_channels:
+            head = MODELS.build({'in_channels': channels, **head})
+        if getattr(head, 'in_channels', channels) != channels:
             # Its first layer would take the features for those of a narrower subnet.
-            raise ValueError(
-                f'head.in_channels {head.in_channels} are not the {backbone.feature_channels} channels of the backbone'
-            )
+            whose = 'frozen teacher, whose features the students are mapped to' if mapped else 'backbone'
+            raise ValueError(f'head.in_channels {head.in_channels} are not the {channels} channels of the {whose}')
         if not isinstance(data_preprocessor, nn.Module):
             data_preprocessor = {'type': 'MultiCropDataPreprocessor', **(data_preprocessor or {})}
         super().__init__(backbone=backbone, head=head, data_preprocessor=data_preprocessor, init_cfg=init_cfg)
@@ -119,6 +132,10 @@ class POA(BaseSelfSupervisor):
 
         self.teacher = nn.ModuleDict(dict(backbone=copy.deepcopy(self.backbone), head=copy.deepcopy(self.head)))
         self.teacher.requires_grad_(False)
+        self.frozen_teacher = guide
+        self.feature_map = FeatureMap(backbone.feature_channels, channels) if mapped else None
+        if guide is not None:
+            self._register_load_state_dict_pre_hook(complete, with_module=True)
         centering = centering or dict(type='SinkhornKnopp')
         self.class_centering, self.patch_centering = (
             nn.ModuleList(MODELS.build({'num_prototypes': number, **centering}) for number in head.num_prototypes)
@@ -169,8 +186,9 @@ class POA(BaseSelfSupervisor):
 
         Returns:
             ``loss``, to be minimised, and its terms for the log: ``L_IS``, ``L_ES1``, ``L_ES2``, each with
-            its parts (``L_IS_global``, ``L_IS_local``, ``L_IS_patch`` ..), means over the heads, ``koleo``, and of
-            each head ``teacher_entropy_{K}`` and ``prototypes_in_use_{K}`` (:meth:`TeacherTargets.health`).
+            its parts (``L_IS_global``, ``L_IS_local``, ``L_IS_patch``, ``L_IS_feature`` if another network teaches ..),
+            means over the heads, ``koleo``, and of each head ``teacher_entropy_{K}`` and ``prototypes_in_use_{K}``
+            (:meth:`TeacherTargets.health`).
 
         Raises:
             TypeError, ValueError: If the batch breaks the contract.
@@ -189,10 +207,10 @@ class POA(BaseSelfSupervisor):
     @torch.no_grad()
     def teacher_targets(self, batch: MultiCropBatch) -> TeacherTargets:
         """Centred targets of the unmasked global crops."""
-        features = self.teacher['backbone'].extract_features(batch.global_views)
+        features = self._teach(batch.global_views)
         num_cls = len(features.cls)
         rows = torch.cat([features.cls, batch.masked_of(features.patch)])  # (2B + M, D)
-        targets = TeacherTargets([], [])
+        targets = TeacherTargets([], [], features if self.feature_weight > 0 else None)
         heads = zip(self.teacher['head'].iterate(rows), self.class_centering, self.patch_centering)
         for logits, class_centering, patch_centering in heads:  # one head's logits at a time
             targets.cls.append(class_centering(logits[:num_cls], self.teacher_temp))
@@ -200,14 +218,34 @@ class POA(BaseSelfSupervisor):
                 targets.patch.append(patch_centering(logits[num_cls:], self.teacher_temp))
         return targets
 
+    def _teach(self, views: Tensor) -> Features:
+        """What teaches makes of global views ``(2B, C, H, W)``."""
+        if self.frozen_teacher is None:
+            return self.teacher['backbone'].extract_features(views)
+        self.frozen_teacher.check_loaded()
+        return self.frozen_teacher.extract_features(views, self.backbone.mask_grid(tuple(views.shape[-2:])))
+
+    @property
+    def feature_weight(self) -> float:
+        """Of the loss between features of students and of another network that teaches; 0 without one."""
+        return 0.0 if self.frozen_teacher is None else self.frozen_teacher.feature_weight
+
     def student_output(self, batch: MultiCropBatch, subnet: Subnet | None, size: str) -> StudentOutput:
         """Of the student that computes ``subnet``, None is the intact one, on crops of one of ``batch.sizes``."""
         if size == 'local':
-            rows = features = self.backbone.extract_features(batch.local_views, subnet).cls
-        else:
-            features, patches = self.backbone.extract_features(batch.global_views, subnet, batch.masks)
-            rows = torch.cat([features, batch.masked_of(patches)])
-        return StudentOutput(features, self.head.embed(rows))
+            features = self.backbone.extract_features(batch.local_views, subnet).cls
+            return StudentOutput(features, self.head.embed(self._to_teacher(features)))
+        features, patches = self.backbone.extract_features(batch.global_views, subnet, batch.masks)
+        if self.feature_weight == 0:
+            rows = self._to_teacher(torch.cat([features, batch.masked_of(patches)]))
+            return StudentOutput(features, self.head.embed(rows))
+        cls, patches = self._to_teacher(features), self._to_teacher(patches)
+        rows = torch.cat([cls, batch.masked_of(patches)])
+        return StudentOutput(features, self.head.embed(rows), Features(cls, batch.on_native_grid(patches)))
+
+    def _to_teacher(self, tokens: Tensor) -> Tensor:
+        """Tokens of a student in the space of the features that the heads are for."""
+        return tokens if self.feature_map is None else self.feature_map(tokens)
 
     def on_grid_of(self, batch: MultiCropBatch, subnet: Subnet | None) -> MultiCropBatch:
         """The batch with masks on the grid of the patches of ``subnet``."""
@@ -246,6 +284,8 @@ class POA(BaseSelfSupervisor):
                 koleo = self._koleo_of(output.features)
                 loss = loss + self.koleo_weight * koleo
                 more['koleo'] = koleo.detach()
+            if output.mapped is not None:
+                loss = loss + self._match_features(student, output.mapped, targets, more)
             if teaches:
                 seen[size] = probs
             terms |= {name: terms.get(name, 0) + term for name, term in more.items()}
@@ -276,10 +316,25 @@ class POA(BaseSelfSupervisor):
         torch.clear_autocast_cache()
         return seen
 
+    def _match_features(
+        self, student: str, mapped: Features, targets: TeacherTargets, terms: dict[str, Tensor]
+    ) -> Tensor | float:
+        """Weighted distance of a student's features from those of another network that teaches, for the loss.
+
+        Class tokens and patches count half each. The distance itself is added to ``terms``.
+        """
+        name, weight = ('L_IS', self.weight_is) if student == 'intact' else ('L_ES1', self.weight_es1)
+        if weight == 0:
+            return 0.0
+        value = sum(feature_loss(*tokens) for tokens in zip(mapped, targets.features)) / 2
+        terms[f'{name}_feature'] = value.detach()
+        return weight * self.feature_weight * value
+
     def _trained(self) -> list[Tensor]:
         """What the students learn, but for the prototypes."""
         prototypes = set(self.head.prototypes.parameters())
-        params = (param for module in self.student.values() for param in module.parameters())
+        modules = [*self.student.values(), *([] if self.feature_map is None else [self.feature_map])]
+        params = (param for module in modules for param in module.parameters())
         return [param for param in params if param not in prototypes]
 
     def _koleo_of(self, features: Tensor) -> Tensor:
@@ -313,6 +368,6 @@ class POA(BaseSelfSupervisor):
         for name in ('L_IS', 'L_ES1', 'L_ES2'):
             parts = {key: mean for key, mean in means.items() if key.startswith(f'{name}_')}
             if parts:
-                weights = {f'{name}_patch': self.patch_weight}
+                weights = {f'{name}_patch': self.patch_weight, f'{name}_feature': self.feature_weight}
                 means[name] = sum(weights.get(key, 1) * mean for key, mean in parts.items())
         return means

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..backbones.elastic_backbone import Features
+
 
 class TeacherTargets(NamedTuple):
     """Centred targets, one tensor for each head.
@@ -14,10 +16,12 @@ class TeacherTargets(NamedTuple):
     Args:
         cls: Of the class tokens of the global crops, ``(2B, K)``.
         patch: Of the masked patches of the global crops, ``(M, K)``.
+        features: What they are of, ``(2B, D)`` and ``(2B, N, D)``, if students learn these as well. Default: None.
     """
 
     cls: list[Tensor]
     patch: list[Tensor]
+    features: Features | None = None
 
     def health(self) -> dict[str, Tensor]:
         """What tells a collapse, of the class targets of a head with K prototypes.
