@@ -1,10 +1,10 @@
-"""A short POA on your own images that starts from a ViT-S/16 which exists: supernet of 35 subnets, one GPU.
+"""A short POA on your own images that starts from a ViT-S/16 which exists: 35 subnets, one GPU (docs/warm_start.md).
 
     python tools/warm_start.py configs/poa/vits_warm_folder.py WEIGHTS -o START.pth --order taylor --images FOLDER
     python tools/train.py configs/poa/vits_warm_folder.py --data FOLDER --cfg-options load_from=START.pth
 
-`vits_folder.py`, with what `vitb_warm_in1k.py` says of short runs, for 60 passes over the images instead of 300. Nothing
-is known of its scores. `docs/warm_start.md` has the rest, frozen teachers too.
+Ours, not the paper's; not run at full size. `vits_folder.py` with the settings of a short run: 60 passes over the images
+instead of 300, lower learning rates, the heads first.
 """
 
 _base_ = 'vits_folder.py'
@@ -18,4 +18,4 @@ recipe.update(paramwise_cfg=dict(layer_decay_rate=0.8, patch_embed_lr_mult=0.2, 
 optim_wrapper, param_scheduler, custom_hooks, train_cfg = schedule(**recipe)
 
 load_from = 'data/vits_start.pth'
-model = dict(backbone=dict(layer_scale_init_value=1.0))
+model = dict(backbone=dict(layer_scale_init_value=1.0))  # and no collapse of what is trained already
