@@ -33,6 +33,7 @@ class Row:
             that one; ``'supervised'`` and ``'random'``, three sizes trained with all labels and not at all;
             ``'pixels'``. Default: ``'supernet'``.
         share: Length of the pre-training, as a share of what the config says. Default: 1.
+        lr: Learning rate, as a share of what the config says. Default: 1.
         order: Of ``'slices'`` and ``'warm'``: what the units that small subnets keep are chosen by, as of
             :func:`~poa_mm.deploy.warm_start.warm_start`. Default: ``'none'``, as they are.
         every_subnet: Score all subnets, not three sizes only. Default: False.
@@ -44,6 +45,7 @@ class Row:
     options: Mapping[str, Any] = field(default_factory=dict)
     start: str = 'supernet'
     share: float = 1.0
+    lr: float = 1.0
     order: str = 'none'
     every_subnet: bool = False
     few_labels: bool = False
@@ -51,13 +53,9 @@ class Row:
 
 
 NEEDS_ALONE = ('slices', 'warm')  # what starts from the largest network of row `alone`
-# Of a short run from weights that exist: lower learning rates, the heads first. Lengths are those of a whole run.
-WARM = {
-    'recipe.lr': 0.001,
-    'recipe.momentum': (0.98, 0.995),
-    'recipe.heads_iters': 200,
-    'recipe.freeze_iters': 0,
-}
+# Of a short run from weights that exist: the heads first, an average of fewer steps. Lengths are those of a whole run.
+WARM = {'recipe.momentum': (0.98, 0.995), 'recipe.heads_iters': 200, 'recipe.freeze_iters': 0}
+WARM_LR = 0.5
 TEACHERS: dict[str, dict[str, Any]] = {'': {}, '_frozen': {'model.frozen_teacher': 'source'}}
 ORDERS = {'': 'none', '_ordered': 'taylor'}
 
@@ -72,6 +70,7 @@ WARM_ROWS: dict[str, Row] = {
             {**WARM, **options},
             start='warm',
             share=percent / 100,
+            lr=WARM_LR,
             order=ORDERS[order],
         )
         for percent in (5, 20)

@@ -51,7 +51,7 @@ class Worker:
         """Of the pre-training of ``unit``."""
         row, folder = ROWS[unit.row], unit.folder(self.work_dir)
         options = {**row.options, **self.options}
-        return study_config(self.configs[unit.data], options, unit.seed, folder, subnet, row.share)
+        return study_config(self.configs[unit.data], options, unit.seed, folder, subnet, row.share, row.lr)
 
     def do(self, unit: Unit) -> list[Entry]:
         """Entries of a piece of work, which is done if it is not done already; what is half done is gone on with."""
