@@ -1,4 +1,4 @@
-from .centering import MeanCentering, SinkhornKnopp
+from .centering import MeanCentering, SinkhornKnopp, centred
 from .cross_entropy import CropLosses, class_loss, patch_loss, same_view_loss
 from .koleo import KoLeoLoss
 from .logits import prototype_logits
@@ -10,6 +10,7 @@ __all__ = [
     'MeanCentering',
     'SinkhornKnopp',
     'Targets',
+    'centred',
     'class_loss',
     'patch_loss',
     'prototype_logits',
