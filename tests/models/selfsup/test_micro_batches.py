@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from mmengine.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch.testing import assert_close
 
