@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from poa_mm.elastic import resize_patches as resize_patches
 
 SCHEME = 'poa://'
 PATTERN = r'poa(?:\+(?:grid=\d+x\d+|window=\d+))*://'  # of all names that begin like this
@@ -150,35 +151,3 @@ def position_index(window: int) -> Tensor:
     side = 2 * window - 1
     index = (torch.arange(0, side * window, side)[:, None] + torch.arange(window)[None, :]).reshape(1, -1)
     return (index + index.T).flip(1).contiguous()
-
-
-def resize_patches(weight: Tensor, size: tuple[int, int]) -> Tensor:
-    """Weights of a patch projection for patches of another size (FlexiViT, https://arxiv.org/abs/2212.08013, Eq. 2-4).
-
-    Those that give on a patch which is resized to ``size`` what the old ones gave on the patch: exactly if it becomes
-    larger, in the least-squares sense if it becomes smaller.
-
-    Args:
-        weight: ``(D, C, rows, columns)``.
-        size: Rows and columns of the new patches.
-
-    Returns:
-        ``(D, C, *size)``.
-    """
-    old, size = tuple(weight.shape[-2:]), tuple(size)
-    if old == size:
-        return weight
-    # Multiplied in the type of the weight: in training, this is part of every step.
-    matrix = patch_matrix(old, size).to(weight)
-    return (weight.flatten(-2) @ matrix).unflatten(-1, size)
-
-
-@lru_cache(maxsize=64)
-def patch_matrix(old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """What a row of weights for patches of ``old`` is multiplied by: ``(old pixels, new pixels)``, in float64.
-
-    The pseudo-inverse of bilinear resizing, which averages where it makes patches smaller (antialiasing).
-    """
-    pixels = torch.eye(old[0] * old[1], dtype=torch.float64).view(1, -1, *old)
-    resized = F.interpolate(pixels, size=new, mode='bilinear', antialias=True, align_corners=False)[0]
-    return torch.linalg.pinv(resized.flatten(1)).T.contiguous()

@@ -69,7 +69,8 @@ def vit(
         checkpoint: File of the extracted weights. Default: None, random weights.
         img_size: Height and width in pixels that the supernet's position embedding is made for.
             Default: 224.
-        patch_size: Height and width of its patches in pixels. Default: 16.
+        patch_size: Height and width of its native patches in pixels; a subnet such as ``384x12p32`` has its own.
+            Default: 16.
         head_dim: Channels of one of its attention heads. Default: 64.
         mlp_ratio: Hidden channels of its MLPs divided by the width. Default: 4.
         in_channels: Channels of the images. Default: 3.
@@ -100,7 +101,7 @@ def vit(
         type='mmpretrain.VisionTransformer',
         arch=dict(embed_dims=size.width, num_layers=size.depth, num_heads=heads, feedforward_channels=hidden.numerator),
         img_size=to_2tuple(img_size),
-        patch_size=to_2tuple(patch_size),
+        patch_size=to_2tuple(patch_size if size.patch is None else size.patch),
         in_channels=in_channels,
         layer_scale_init_value=layer_scale_init_value,
         **(dict(qkv_bias=True, norm_cfg=dict(type='LN', eps=1e-6), interpolate_mode='bicubic') | options),
@@ -194,7 +195,10 @@ def resnet(
 
 
 def _named(subnet: Subnet | str, family: type) -> Subnet:
-    return family.STANDARD_SUBNETS.get(subnet) or Subnet.parse(subnet)
+    size = family.STANDARD_SUBNETS.get(subnet) or Subnet.parse(subnet)
+    if size.patch is not None and family is not ElasticVisionTransformer:
+        raise ValueError(f'subnet {size}: only a ViT has a choice of patch sizes, not {family.__name__}')
+    return size
 
 
 def _pretrained(checkpoint: str | os.PathLike | None) -> dict[str, str] | None:

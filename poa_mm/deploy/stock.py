@@ -26,7 +26,7 @@ from poa_mm.checkpoint import (
 )
 from poa_mm.elastic import Subnet
 from poa_mm.engine.launch import read_file
-from poa_mm.evaluation.backbone import FAMILIES
+from poa_mm.evaluation.backbone import FAMILIES, name_of
 
 
 class StockNetwork(NamedTuple):
@@ -135,7 +135,7 @@ def _read_extracted(path: Path) -> StockNetwork:
             what = '; '.join(map(str, wrong)) or 'the grid of patches, or the window, is another one'
             raise CheckpointError(f'{path} does not describe the network of {weights}: {what}')
     return StockNetwork(
-        subnet=FAMILIES[kind].subnet_of(network),
+        subnet=name_of(network, FAMILIES[kind], meta, weights),
         config=config,
         state=state,
         data_preprocessor={**(cfg.get('data_preprocessor') or {}), **_value_range(cfg)},

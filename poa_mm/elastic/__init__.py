@@ -1,4 +1,4 @@
-"""What makes a network elastic: subnets, their space and deck, sliced layers, cost. Needs torch only."""
+"""What makes a network elastic: subnets, their space and deck, sliced layers, patch sizes, cost. Needs torch only."""
 
 from .cost import Cost, resnet_cost, swin_cost, transformer_cost
 from .deck import SubnetDeck
@@ -12,6 +12,7 @@ from .layers import (
     leading,
     sliced_state_dict,
 )
+from .patches import overlaps, resize_grid, resize_patches
 from .space import SubnetSpace
 from .subnet import Subnet, kept_blocks
 
@@ -28,6 +29,9 @@ __all__ = [
     'SubnetSpace',
     'kept_blocks',
     'leading',
+    'overlaps',
+    'resize_grid',
+    'resize_patches',
     'resnet_cost',
     'sliced_state_dict',
     'swin_cost',

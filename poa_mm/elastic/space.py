@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -10,18 +11,23 @@ from .subnet import Subnet
 
 
 class SubnetSpace:
-    """The product of some widths and some depths.
+    """The product of some widths and some depths and, where there is a choice, some patch sizes.
 
-    Iterating yields every :class:`Subnet`, by width and then by depth, the largest last.
+    Iterating yields every :class:`Subnet`, by width, depth and patch size, the native one last. So the last of all is
+    the largest: the whole network.
 
     Args:
         widths: Valid widths, in any order.
         depths: Valid depths, in any order. For a network whose stages are cut each by itself, the valid
             depths of each stage, such as ``([3], range(4, 9), range(6, 37), [3])``; every combination is valid.
         aliases: Names of subnets, such as ``{'small': '384x12'}``. Default: none.
+        patches: Valid patch sizes in pixels, in any order, ``native`` among them. Default: none, there is no choice.
+        native: Patch size that a :class:`Subnet` without one has: ``384x12p16`` is then another name of ``384x12``.
+            Default: None, unknown.
 
     Raises:
-        ValueError: If widths or depths are empty, repeated or below one, or an alias lies outside.
+        ValueError: If sizes are empty, repeated or below one, an alias lies outside, or ``native`` is none of
+            ``patches``.
     """
 
     def __init__(
@@ -29,6 +35,8 @@ class SubnetSpace:
         widths: Iterable[int],
         depths: Iterable[int] | Iterable[Iterable[int]],
         aliases: Mapping[str, Subnet | str] | None = None,
+        patches: Iterable[int] | None = None,
+        native: int | None = None,
     ):
         self.widths = _checked_sizes('widths', widths)
         sizes: list[Any] = list(depths)
@@ -36,40 +44,67 @@ class SubnetSpace:
         if len(sizes) > 1 and any(isinstance(stage, (list, tuple, range)) for stage in sizes):
             self.stages = tuple(_checked_sizes(f'depths[{i}]', stage) for i, stage in enumerate(sizes))
         self.depths: tuple[Any, ...] = tuple(product(*self.stages)) if self.stages else _checked_sizes('depths', sizes)
+        self.native = native
+        self.patch_sizes: tuple[int, ...] = () if patches is None else _checked_sizes('patch sizes', patches)
+        if self.patch_sizes and native not in self.patch_sizes:
+            raise ValueError(f'patch sizes {list(self.patch_sizes)} must hold the native one, {native}')
+        self.patches: tuple[int | None, ...] = (*(size for size in self.patch_sizes if size != native), None)
         self.aliases: dict[str, Subnet] = {}
         for name, subnet in (aliases or {}).items():
             self.aliases[name] = self.parse(subnet)
 
+    @classmethod
+    def of(cls, subnet: Subnet) -> SubnetSpace:
+        """The space of one subnet, whose patch size, if it names one, goes without a native one."""
+        depths = [subnet.depth] if isinstance(subnet.depth, int) else [[stage] for stage in subnet.depth]
+        space = cls([subnet.width], depths)
+        space.patches = (subnet.patch,)
+        space.patch_sizes = () if subnet.patch is None else (subnet.patch,)
+        return space
+
     def __iter__(self) -> Iterator[Subnet]:
-        return (Subnet(width, depth) for width, depth in product(self.widths, self.depths))
+        return (Subnet(*sizes) for sizes in product(self.widths, self.depths, self.patches))
 
     def __len__(self) -> int:
-        return len(self.widths) * len(self.depths)
+        return len(self.widths) * len(self.depths) * len(self.patches)
 
     def __contains__(self, subnet: object) -> bool:
-        return isinstance(subnet, Subnet) and subnet.width in self.widths and subnet.depth in self.depths
+        """Whether ``subnet`` is one of those that iterating yields, which never name the native patch size."""
+        return (
+            isinstance(subnet, Subnet)
+            and subnet.width in self.widths
+            and subnet.depth in self.depths
+            and subnet.patch in self.patches
+        )
 
     def __repr__(self) -> str:
         return f'SubnetSpace({self.describe()})'
 
     @property
     def smallest(self) -> Subnet:
-        return Subnet(self.widths[0], self.depths[0])
+        """The fewest channels and blocks, of the native patch size."""
+        return Subnet(self.widths[0], self.depths[0], self.patches[-1])
 
     @property
     def largest(self) -> Subnet:
-        return Subnet(self.widths[-1], self.depths[-1])
+        """The whole network."""
+        return Subnet(self.widths[-1], self.depths[-1], self.patches[-1])
 
     def describe(self) -> str:
-        """Widths, depths and aliases in one line, for messages."""
+        """Widths, depths, patch sizes and aliases in one line, for messages."""
         depths = '-'.join(map(_shortened, self.stages)) if self.stages else ', '.join(map(str, self.depths))
         text = f'widths {", ".join(map(str, self.widths))}; depths {depths}'
+        if self.patch_sizes:
+            text += f'; patch sizes {", ".join(map(str, self.patch_sizes))}'
+            text += '' if self.native is None else f' ({self.native} is native)'
         if self.aliases:
             text += '; aliases ' + ', '.join(f'{name}={subnet}' for name, subnet in self.aliases.items())
         return text
 
     def parse(self, subnet: Subnet | str) -> Subnet:
         """The subnet that ``subnet`` names: ``"384x12"``, an alias, or a :class:`Subnet` itself.
+
+        The result never names the native patch size: of each subnet there is one :class:`Subnet` only.
 
         Raises:
             ValueError: If it is malformed or lies outside this space; the message names the valid ones.
@@ -80,6 +115,8 @@ class SubnetSpace:
                 found = Subnet.parse(str(subnet))
             except ValueError as error:
                 raise ValueError(f'{error}; valid here: {self.describe()}') from None
+        if isinstance(found, Subnet) and found.patch is not None and found.patch == self.native:
+            found = replace(found, patch=None)
         if found not in self:
             raise ValueError(f'subnet {found} is not in the space; valid here: {self.describe()}')
         return found
@@ -89,7 +126,8 @@ class SubnetSpace:
 
         ``sw`` falls linearly from ``select_scale`` at the smallest width to 1 at the largest, ``sd``
         likewise over the depths (``net_select_scale`` in the authors' code): small subnets share few
-        weights with the rest and need to be drawn more often. Of a depth by stage, the sum counts.
+        weights with the rest and need to be drawn more often. Of a depth by stage, the sum counts. All patch sizes
+        use the same weights, and are drawn alike.
 
         Args:
             subnet: The subnet.

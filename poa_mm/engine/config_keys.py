@@ -197,9 +197,11 @@ def _class_of(cfg: Mapping[str, Any], path: str, node: Any) -> Any:
         kind = 'EpochBasedTrainLoop' if node.get('by_epoch', True) else 'IterBasedTrainLoop'
     if not isinstance(kind, str):
         return kind
-    for registry in _REGISTRIES:
-        with registry.switch_scope_and_registry(cfg.get('default_scope')) as current:
-            if (found := current.get(kind)) is not None:
+    scope = cfg.get('default_scope') or 'mmengine'  # as of mmengine's runners
+    with registries.MODELS.switch_scope_and_registry(scope):  # imports the registries of that library
+        for registry in _REGISTRIES:
+            # Not `switch_scope_and_registry`, which warns where a library has no registry of its own.
+            if (found := registry.children.get(scope, registry).get(kind)) is not None:
                 return found
     return None
 

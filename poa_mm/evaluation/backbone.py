@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from poa_mm.checkpoint import (
     SUPERNET_KEY,
+    CheckpointError,
     compare_normalisation,
     description_of,
     load_teacher,
@@ -43,13 +44,41 @@ class StockBackbone(nn.Module):
         super().__init__()
         self.backbone = MODELS.build(dict(config))
         self.family = family
-        subnet = family.subnet_of(self.backbone)
-        depths = [subnet.depth] if isinstance(subnet.depth, int) else [[stage] for stage in subnet.depth]
-        self.space = SubnetSpace([subnet.width], depths)
+        self.space = SubnetSpace.of(family.subnet_of(self.backbone))
 
     def extract_features(self, x: Tensor, subnet: Subnet | None = None) -> Features:
         """Class and patch features of images ``(B, C, H, W)``; there is one subnet, whatever is asked for."""
         return self.family.plain_features(self.backbone, x)
+
+
+def name_of(network: nn.Module, family: type[ElasticBackbone], meta: Any, what: Any) -> Subnet:
+    """The subnet that a network is, as the supernet calls it.
+
+    The network shows its width and depth. Which of several patch sizes was the native one, only the file says.
+
+    Args:
+        network: A stock network.
+        family: Class of the elastic backbone whose subnets are such networks.
+        meta: Metadata of the file of its weights, as extraction writes them; None if there are none.
+        what: What errors call the file.
+
+    Raises:
+        CheckpointError: If the file names another subnet than the network is.
+    """
+    found = family.subnet_of(network)
+    name = meta.get('subnet') if isinstance(meta, Mapping) else None
+    if name is None:
+        return found
+    try:
+        named = Subnet.parse(name)
+    except ValueError as error:
+        raise CheckpointError(f'{what}: {error}') from error
+    if (named.width, named.depth) != (found.width, found.depth):
+        raise CheckpointError(f'{what}: the file is of subnet {named}, the network is {found}')
+    if named.patch is not None and set(network.patch_embed.projection.kernel_size) != {named.patch}:
+        patch = network.patch_embed.projection.kernel_size
+        raise CheckpointError(f'{what}: the file is of subnet {named}, the patches of the network are {patch}')
+    return named
 
 
 def load_backbone(
@@ -95,6 +124,8 @@ def _loaded(config: Mapping[str, Any], checkpoint: str | os.PathLike) -> nn.Modu
         raise ValueError(f'backbone {config.get("type")!r} is neither elastic nor one of {", ".join(FAMILIES)}')
     backbone = StockBackbone(config, family)
     load_weights(backbone.backbone, checkpoint, name='backbone')
+    meta = read_checkpoint(checkpoint, weights=False).get('meta')
+    backbone.space = SubnetSpace.of(name_of(backbone.backbone, family, meta, checkpoint))
     return backbone.eval()
 
 

@@ -1,8 +1,9 @@
-"""From the measured cost of some subnets to that of all: a fit for each width, additive over blocks.
+"""From the measured cost of some subnets to that of all: a fit for each width and patch size, additive over blocks.
 
-A network of one width is a stem and some blocks, and all blocks of a stage are alike. So its latency is
-``constant + sum over stages of blocks * latency of a block``, with numbers of its own for each width. They are fitted
-by least squares of the relative error. The same holds for the peak memory, of which the weights are what grows.
+A network of one width and patch size is a stem and some blocks, and all blocks of a stage are alike. So its latency is
+``constant + sum over stages of blocks * latency of a block``, with numbers of its own for each width and patch size.
+They are fitted by least squares of the relative error. The same holds for the peak memory, of which the weights are
+what grows.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from scipy.stats import kendalltau
 
 from poa_mm.elastic import Subnet, SubnetSpace
 
-LEVELS = 5  # depths of each stage that are timed at first, for each width
+LEVELS = 5  # depths of each stage that are timed at first, for each width and patch size
 HELD_OUT = 5  # one in so many is kept out of the fit
 NEARLY_ALL = 0.75  # of a space: then the rest is timed as well
 
@@ -56,7 +57,7 @@ class HeldOut(NamedTuple):
 
 
 def spread(space: SubnetSpace, levels: int = LEVELS) -> Spread:
-    """Subnets that cover a space evenly: every width, and at each of them some depths.
+    """Subnets that cover a space evenly: every width and patch size, and at each of them some depths.
 
     Of a depth by stage, ``levels`` depths of each stage, in every combination. A fifth of them is held out, none of it
     at a corner, so that no prediction reaches beyond what was fitted.
@@ -76,10 +77,10 @@ def spread(space: SubnetSpace, levels: int = LEVELS) -> Spread:
     inner = [point for point in points if not all(n in (s[0], s[-1]) for n, s in zip(point, stages))]
     number = max(1, round(len(points) / HELD_OUT))
     result = Spread([], [])
-    for index, width in enumerate(space.widths):
+    for index, (width, patch) in enumerate(product(space.widths, space.patches)):
         held_out = {inner[(index + i * len(inner) // number) % len(inner)] for i in range(number)}
         for point in points:
-            subnet = Subnet(width, point if space.stages else point[0])
+            subnet = Subnet(width, point if space.stages else point[0], patch)
             (result.held_out if point in held_out else result.fitted).append(subnet)
     return result
 
@@ -88,7 +89,8 @@ class AdditiveFit:
     """A cost as a function of the subnet, fitted to measured ones.
 
     Args:
-        measured: Positive costs, of enough depths at each width for one number for each stage that varies, and one.
+        measured: Positive costs, of enough depths at each width and patch size for one number for each stage that
+            varies, and one.
 
     Raises:
         ValueError: If there is none, or one is not positive.
@@ -97,24 +99,25 @@ class AdditiveFit:
     def __init__(self, measured: Mapping[Subnet, float]):
         if not measured or not all(cost > 0 for cost in measured.values()):
             raise ValueError(f'costs to fit must be positive, at least one; got {list(measured.values())[:5]}')
-        self._coefficients: dict[int, np.ndarray] = {}
-        for width in {subnet.width for subnet in measured}:
-            costs = {subnet: cost for subnet, cost in measured.items() if subnet.width == width}
+        self._coefficients: dict[tuple[int, int | None], np.ndarray] = {}
+        for kind in {_kind(subnet) for subnet in measured}:
+            costs = {subnet: cost for subnet, cost in measured.items() if _kind(subnet) == kind}
             rows = np.array([[1, *_blocks(subnet.depth)] for subnet in costs], dtype=float)
             values = np.array(list(costs.values()))
             # Divided by the cost, so that the relative error is what is small. A stage that does not vary shares the
             # constant's column; lstsq takes the smallest coefficients then, and the predictions are the same.
-            self._coefficients[width] = np.linalg.lstsq(rows / values[:, None], np.ones(len(values)), rcond=None)[0]
+            self._coefficients[kind] = np.linalg.lstsq(rows / values[:, None], np.ones(len(values)), rcond=None)[0]
 
     def predict(self, subnet: Subnet) -> float:
-        """The cost of a subnet of a width that was fitted.
+        """The cost of a subnet of a width and patch size that were fitted.
 
         Raises:
-            ValueError: If its width was not.
+            ValueError: If they were not.
         """
-        if subnet.width not in self._coefficients:
-            raise ValueError(f'width {subnet.width} was not measured; measured are {sorted(self._coefficients)}')
-        return float(self._coefficients[subnet.width] @ [1, *_blocks(subnet.depth)])
+        if _kind(subnet) not in self._coefficients:
+            known = ', '.join(_described(size) for size in sorted(Subnet(w, 0, p) for w, p in self._coefficients))
+            raise ValueError(f'width {_described(subnet)} was not measured; measured are [{known}]')
+        return float(self._coefficients[_kind(subnet)] @ [1, *_blocks(subnet.depth)])
 
 
 def held_out_error(measured: Mapping[Subnet, float], held_out: Iterable[Subnet]) -> HeldOut:
@@ -132,6 +135,15 @@ def held_out_error(measured: Mapping[Subnet, float], held_out: Iterable[Subnet])
     errors = [abs(p - m) / m for p, m in zip(predicted, found)]
     tau = float(kendalltau(predicted, found).statistic) if len(held_out) > 1 else None
     return HeldOut(len(held_out), median(errors), max(errors), tau)
+
+
+def _kind(subnet: Subnet) -> tuple[int, int | None]:
+    """What all blocks of a network are alike in."""
+    return subnet.width, subnet.patch
+
+
+def _described(subnet: Subnet) -> str:
+    return f'{subnet.width}' if subnet.patch is None else f'{subnet.width} with patch size {subnet.patch}'
 
 
 def _blocks(depth: int | tuple[int, ...]) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ Results = Mapping[str, Mapping[str, float]]
 
 
 def save_report(results: Results, out_dir: str | Path) -> tuple[Path, Path]:
-    """Write ``knn.json`` and ``knn.png``, a heat map over width and depth.
+    """Write ``knn.json`` and ``knn.png``, a heat map over width and depth, with a panel for each patch size.
 
     Neither is ever there in part: each is written beside its place and then moved.
 
@@ -66,7 +66,8 @@ def print_table(results: Results) -> None:
 def draw_heat_map(results: Results) -> Figure:
     """Accuracy in percent over depth (right) and width (up); pairs that were not scored stay empty.
 
-    Where the depths of two stages vary, each width has a panel with one over the other.
+    Where patches have several sizes, each has a panel of its own. Where the depths of two stages vary, each width has
+    one, with one depth over the other.
     """
     # Figure by itself and not pyplot: no display, no global state.
     from matplotlib.figure import Figure
@@ -96,13 +97,17 @@ def _panels(results: Results) -> tuple[dict[str, dict[tuple, float]], str, str]:
     depths = {subnet.depth for subnet in accuracies}
     stages = [] if any(isinstance(depth, int) for depth in depths) else list(zip(*depths))
     varying = [index for index, sizes in enumerate(stages) if len(set(sizes)) > 1]
-    if len(varying) != 2:
-        return {'': {(subnet.width, subnet.depth): value for subnet, value in accuracies.items()}}, 'width', 'depth'
-    row, column = varying
+    has_patches = any(subnet.patch is not None for subnet in accuracies)
     panels: dict[str, dict[tuple, float]] = {}
     for subnet, value in sorted(accuracies.items()):
-        panels.setdefault(f'width {subnet.width}', {})[subnet.depth[row], subnet.depth[column]] = value
-    return panels, f'depth of stage {row + 1}', f'depth of stage {column + 1}'
+        title = [f'width {subnet.width}'] if len(varying) == 2 else []
+        if has_patches:
+            title.append('native patch size' if subnet.patch is None else f'patch size {subnet.patch}')
+        key = tuple(subnet.depth[stage] for stage in varying) if len(varying) == 2 else (subnet.width, subnet.depth)
+        panels.setdefault(', '.join(title), {})[key] = value
+    if len(varying) != 2:
+        return panels, 'width', 'depth'
+    return panels, *(f'depth of stage {stage + 1}' for stage in varying)
 
 
 def _draw_cells(

@@ -21,23 +21,22 @@ SECONDS_KEY = 'processor_seconds'
 
 @HOOKS.register_module()
 class ProcessorSecondsHook(Hook):
-    """Writes into each checkpoint how many processor seconds its process has spent training, over all resumes.
+    """Writes into each checkpoint how many processor seconds have been spent on training up to it, over all resumes.
+
+    What comes after the last checkpoint is no training: to end the run, and to read the file when a run that is over
+    is started once more. So the price is the same however often that happens.
 
     Data has to be read in the process itself (``num_workers=0``): workers are not counted.
 
     Attributes:
-        seconds (float): Up to now.
+        seconds (float): Those of the latest checkpoint, written or gone on from.
     """
 
     priority = 'VERY_HIGH'
 
     def __init__(self):
-        self._before = 0.0
+        self.seconds = self._before = 0.0
         self._start: float | None = None
-
-    @property
-    def seconds(self) -> float:
-        return self._before + (0.0 if self._start is None else time.process_time() - self._start)
 
     def before_train(self, runner: Runner) -> None:
         """Start the clock."""
@@ -45,10 +44,12 @@ class ProcessorSecondsHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Go on from what the interrupted run had spent."""
-        self._before = float(checkpoint.get(SECONDS_KEY, 0.0))
+        self.seconds = self._before = float(checkpoint.get(SECONDS_KEY, 0.0))
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Add the entry ``processor_seconds``."""
+        if self._start is not None:
+            self.seconds = self._before + time.process_time() - self._start
         checkpoint[SECONDS_KEY] = self.seconds
 
 
@@ -104,7 +105,7 @@ def pretrain(cfg: Config) -> tuple[Path, float]:
     """Train, or go on with, what ``cfg`` says.
 
     Returns:
-        The last checkpoint and the processor seconds of the training.
+        The last checkpoint and the processor seconds of the training, which it holds.
     """
     prepare(cfg, 'none')
     set_start(cfg, 'auto')

@@ -7,11 +7,10 @@ from hypothesis import strategies as st
 from mmpretrain.models import SwinTransformer
 from mmpretrain.models.utils import resize_pos_embed
 from mmpretrain.models.utils.embed import resize_relative_position_bias_table
-from torch.nn import functional as F
 from torch.testing import assert_close
 
 from poa_mm.checkpoint import Resizing
-from poa_mm.checkpoint.resizing import position_index, resize_biases, resize_embedding, resize_patches
+from poa_mm.checkpoint.resizing import position_index, resize_biases, resize_embedding
 
 
 def waves(window, heads=2):
@@ -112,36 +111,3 @@ def test_only_what_is_asked_for_is_resized():
         'other.weight': (1, 17, 3),
     }
     assert not torch.equal(found['backbone.pos_embed'], state['backbone.pos_embed'])
-
-
-@pytest.mark.parametrize(('old', 'new'), [((4, 4), (8, 8)), ((4, 4), (5, 7)), ((7, 3), (14, 4)), ((16, 16), (16, 16))])
-def test_larger_patches_give_the_same_tokens(old, new):
-    weight, patches = torch.randn(6, 3, *old).double(), torch.randn(10, 3, *old).double()
-    larger = F.interpolate(patches, size=new, mode='bilinear', antialias=True)
-    resized = resize_patches(weight, new)
-    assert resized.shape == (6, 3, *new)
-    assert_close(resized.flatten(1) @ larger.flatten(1).T, weight.flatten(1) @ patches.flatten(1).T, rtol=0, atol=1e-9)
-
-
-@pytest.mark.parametrize(('old', 'new'), [((8, 8), (4, 4)), ((14, 14), (16, 16)), ((16, 16), (14, 14))])
-def test_patches_are_resized_as_timm_does(old, new):
-    patch_embed = pytest.importorskip('timm.layers.patch_embed')
-    weight = torch.randn(5, 3, *old)
-    expected = patch_embed.resample_patch_embed(weight, list(new), interpolation='bilinear', antialias=True)
-    assert_close(
-        resize_patches(weight, new), expected, rtol=0, atol=1e-4
-    )  # timm multiplies in float32, values up to 10
-
-
-def test_smaller_patches_are_the_best_there_are():
-    # Any other weights are further from what the old ones gave, on average over patches of independent pixels.
-    weight, change = torch.randn(1, 1, 8, 8).double(), 0.01 * torch.randn(1, 1, 4, 4).double()
-    pixels = torch.eye(64).double().view(64, 1, 8, 8)
-    smaller = F.interpolate(pixels, size=(4, 4), mode='bilinear', antialias=True).flatten(1)
-
-    def error(resized):
-        return ((smaller @ resized.flatten() - weight.flatten()) ** 2).sum()
-
-    resized = resize_patches(weight, (4, 4))
-    assert error(resized) < error(resized + change)
-    assert error(resized) < error(resized - change)

@@ -45,16 +45,20 @@ def cfg(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def checkpoint(cfg):
-    """Of two iterations."""
+    """Of eight iterations.
+
+    LayerScale begins so small that an untrained network has one feature for all images, but for rounding. So it is
+    after two iterations, and the score is that of chance; after eight it is 0.97 to 1, whatever the seed.
+    """
     init_default_scope('mmpretrain')
     cfg = copy.deepcopy(cfg)
     prepare(cfg, 'none')
     assert cfg.recipe.images == 24
-    cfg.train_cfg.max_iters = 2
+    cfg.train_cfg.max_iters = 8
     cfg.optim_wrapper.accumulative_counts = 1
     cfg.param_scheduler = None
     Runner.from_cfg(cfg).train()
-    return Path(cfg.work_dir) / 'iter_2.pth'
+    return Path(cfg.work_dir) / 'iter_8.pth'
 
 
 def test_pre_trained_extracted_and_scored(cfg, checkpoint, tmp_path):
@@ -71,7 +75,7 @@ def test_pre_trained_extracted_and_scored(cfg, checkpoint, tmp_path):
     backbone = load_backbone(extracted.model.backbone)
     cut = evaluate_knn(cfg, backbone, progress=False)
     assert cut['32x2'] == whole['32x2']
-    assert whole['64x2']['accuracy'] > 0.5  # spectra tell the four classes apart, even at the beginning
+    assert min(score['accuracy'] for score in whole.values()) > 0.9  # spectra tell the four classes apart
 
 
 def test_the_extracted_config_takes_an_image(cfg, checkpoint, tmp_path):

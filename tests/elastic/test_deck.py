@@ -101,3 +101,29 @@ def test_deck_of_a_depth_by_stage():
     restored = SubnetDeck(space, select_scale=(1, 2))
     restored.load_state_dict(json.loads(json.dumps(deck.state_dict())))
     assert deal(restored, 30) == deal(deck, 30)
+
+
+def test_deck_of_patch_sizes():
+    """Every patch size is dealt as often; full size at another patch size is a card, the whole network is none."""
+    space = SubnetSpace((32, 48, 64), (2, 3, 4), patches=(4, 8, 16), native=8)
+    deck = SubnetDeck(space)
+    dealt = Counter(deal(deck, len(deck)))
+    assert set(dealt) == set(space) - {space.largest}
+    assert {patch: sum(n for s, n in dealt.items() if s.patch == patch) for patch in (4, 16, None)} == {
+        4: ONE_PASS + 1,
+        16: ONE_PASS + 1,
+        None: ONE_PASS,
+    }
+    restored = SubnetDeck(space, rank=3)
+    restored.load_state_dict(json.loads(json.dumps(deck.state_dict())))
+    other = SubnetDeck(space, rank=3)
+    deal(other, len(deck))
+    assert deal(restored, 30) == deal(other, 30) != deal(deck, 30)
+    synced = [deal(SubnetDeck(space, rank=rank, sync=True), 200) for rank in range(3)]
+    assert synced[0] == synced[1] == synced[2]
+
+
+def test_deck_of_hundreds():
+    space = SubnetSpace(range(384, 1025, 64), range(12, 25), patches=(8, 16, 32), native=16)
+    deck = SubnetDeck(space)
+    assert len(space) == 429 and set(deal(deck, len(deck))) == set(space) - {space.largest}

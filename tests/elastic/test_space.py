@@ -141,3 +141,68 @@ def test_a_pair_of_scales_is_for_widths_and_depths():
     for pair, expected in (((3, 1), '3 3 3 2 2 2 1 1 1'), ([1, 3], '3 2 1 3 2 1 3 2 1')):
         assert ' '.join(str(space.multiplicity(subnet, pair)) for subnet in space) == expected
     assert [space.multiplicity(subnet, (3, 3)) for subnet in space] == [space.multiplicity(subnet) for subnet in space]
+
+
+# --- patch sizes ---
+
+
+@pytest.fixture
+def patches():
+    return SubnetSpace((32, 48), (2, 3), dict(small='32x3', coarse='48x3p32'), patches=(32, 8, 16), native=16)
+
+
+def test_patch_sizes_are_a_third_dimension(patches):
+    subnets = list(patches)
+    assert len(patches) == len(subnets) == len(set(subnets)) == 2 * 2 * 3
+    assert subnets == sorted(subnets)
+    assert [str(subnet) for subnet in subnets[:4]] == ['32x2p8', '32x2p32', '32x2', '32x3p8']
+    assert (patches.smallest, patches.largest, subnets[-1]) == (Subnet(32, 2), Subnet(48, 3), Subnet(48, 3))
+    assert patches.describe() == (
+        'widths 32, 48; depths 2, 3; patch sizes 8, 16, 32 (16 is native); aliases small=32x3, coarse=48x3p32'
+    )
+
+
+def test_the_native_patch_size_has_one_name(patches):
+    for name in ('32x2', '32x2p16', Subnet(32, 2, 16), Subnet(32, 2)):
+        assert patches.parse(name) == Subnet(32, 2) and str(patches.parse(name)) == '32x2'
+    assert Subnet(32, 2, 16) not in patches and Subnet(32, 2, 8) in patches
+    assert patches.parse('coarse') == Subnet(48, 3, 32)
+    assert SubnetSpace([32], [2], native=16).parse('32x2p16') == Subnet(32, 2)
+
+
+@pytest.mark.parametrize('name', ['32x2p4', '32x4p8', Subnet(40, 2, 8), Subnet(32, 2, 0)])
+def test_other_patch_sizes_are_refused(patches, name):
+    with pytest.raises(ValueError, match=rf'{name} is not in the space; valid here: .*patch sizes 8, 16, 32 \(16 is'):
+        patches.parse(name)
+
+
+def test_a_space_without_choice_has_no_patch_sizes(vit_large):
+    assert vit_large.patch_sizes == () and 'patch' not in vit_large.describe()
+    with pytest.raises(ValueError, match='384x12p32 is not in the space'):
+        vit_large.parse('384x12p32')
+
+
+@pytest.mark.parametrize('sizes', [[], [0, 16], [16, 16], [16.0], ['16']])
+def test_bad_patch_sizes_are_refused(sizes):
+    with pytest.raises(ValueError, match='patch sizes must be distinct positive integers'):
+        SubnetSpace([32], [2], patches=sizes, native=16)
+
+
+@pytest.mark.parametrize('native', [16, None])
+def test_patch_sizes_hold_the_native_one(native):
+    with pytest.raises(ValueError, match=rf'\[8, 32\] must hold the native one, {native}'):
+        SubnetSpace([32], [2], patches=[8, 32], native=native)
+
+
+def test_multiplicity_is_the_same_for_all_patch_sizes(patches):
+    copies = {str(subnet): patches.multiplicity(subnet) for subnet in patches}
+    assert copies['32x2'] == copies['32x2p8'] == copies['32x2p32'] == 9
+    assert copies['48x3'] == copies['48x3p8'] == 1
+
+
+@pytest.mark.parametrize('subnet', [Subnet(32, 2), Subnet(32, 2, 8), Subnet(64, (3, 4, 6, 3))])
+def test_space_of_one_subnet(subnet):
+    space = SubnetSpace.of(subnet)
+    assert list(space) == [subnet] and space.largest == space.smallest == space.parse(str(subnet)) == subnet
+    with pytest.raises(ValueError, match='is not in the space'):
+        space.parse('32x2p4')

@@ -79,3 +79,37 @@ def test_kept_blocks_follow_the_formula(max_depth):
 def test_impossible_depth_names_the_valid_ones(depth):
     with pytest.raises(ValueError, match=rf'depth {depth} is not in 1\.\.4'):
         kept_blocks(depth, 4)
+
+
+# --- patch sizes ---
+
+
+@pytest.mark.parametrize('subnet', [Subnet(384, 12, 32), Subnet(1, 1, 1), Subnet(96, (1, 2), 4)])
+def test_printed_patch_size_is_parsed_back(subnet):
+    assert Subnet.parse(str(subnet)) == subnet
+    assert Subnet.parse(f' {subnet} ') == subnet != Subnet(subnet.width, subnet.depth)
+
+
+def test_a_patch_size_follows_the_depth():
+    assert str(Subnet(384, 12, patch=32)) == '384x12p32'
+    assert str(Subnet(384, 12)) == '384x12' == str(Subnet(384, 12, None))
+    assert Subnet.parse('384 x 12 p 8') == Subnet(384, 12, 8)
+    assert Subnet.parse('384x12').patch is None
+
+
+@pytest.mark.parametrize(
+    'text', ['384x12p', '384x12P32', '384p32', '384p32x12', '384x12p-8', '384x12p8p8', '384x12p8x8']
+)
+def test_other_forms_of_a_patch_size_are_refused_with_an_example(text):
+    with pytest.raises(
+        ValueError, match=rf"'{re.escape(text)}' is not of the form .* or WIDTHxDEPTHpPATCH.*'384x12p32'"
+    ):
+        Subnet.parse(text)
+
+
+def test_the_native_patch_size_comes_last():
+    ordered = [Subnet(32, 2, 8), Subnet(32, 2, 32), Subnet(32, 2), Subnet(32, 3, 8), Subnet(48, 2, 8), Subnet(48, 2)]
+    assert sorted(set(ordered)) == ordered
+    assert Subnet(32, 2, 32) < Subnet(32, 2) and Subnet(32, 2) > Subnet(32, 2, 8) and Subnet(32, 2) <= Subnet(32, 2)
+    with pytest.raises(TypeError):
+        assert Subnet(32, 2) < '32x3'

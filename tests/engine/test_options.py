@@ -5,6 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.registry import DefaultScope
 
 from poa_mm.engine.config_keys import READ_BY_A_RUN, find
 from poa_mm.engine.launch import read_config
@@ -32,6 +34,17 @@ def config(texts):
         return Config(texts[path].to_dict())
 
     return copy
+
+
+def test_what_reads_a_key_is_looked_up_in_silence(config, capsys):
+    """Of a class that nothing knows every registry is asked, and a library has not one of each kind."""
+    MMLogger.get_instance('of this test')  # what is logged comes here
+    cfg = config()
+    cfg.model.type = 'NoSuchModel'
+    with DefaultScope.overwrite_default_scope('mmengine'):
+        merge_options(cfg, given_as('model.hidden=3', 'train_cfg.max_iters=2'))
+    assert (cfg.model.hidden, cfg.train_cfg.max_iters) == (3, 2)
+    assert capsys.readouterr() == ('', '')
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ class Features(NamedTuple):
 
     Args:
         cls: Class feature of each image, ``(B, D)``.
-        patch: Patch features, ``(B, N, D)``, on the grid of the masks.
+        patch: Patch features, ``(B, N, D)``, on the grid of the subnet's masks.
     """
 
     cls: Tensor
@@ -39,6 +39,21 @@ class BatchPart(NamedTuple):
     def present(self, chosen: Tensor) -> Tensor:
         """Which of the samples that are there are among the ``chosen`` ones of all, as numbers from 0."""
         return torch.isin(self.places, chosen).nonzero().flatten()
+
+
+class OnePatchSize:
+    """A backbone whose patches have one size, and which says so to whoever asks for more.
+
+    Before ``__init__``, whose arguments are those that can be set.
+    """
+
+    def __new__(cls, *args: Any, **options: Any):
+        if 'patch_sizes' in options:
+            raise TypeError(
+                f'{cls.__name__} has patches of one size; patch_sizes={options["patch_sizes"]} is a choice of '
+                'ElasticVisionTransformer only'
+            )
+        return super().__new__(cls)
 
 
 def map_features(x: Tensor) -> Features:
@@ -110,8 +125,8 @@ class ElasticBackbone(Protocol):
         Images that are a ``part`` of a larger batch take part in what is drawn over all of it.
         """
 
-    def mask_grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of the patch features, and so of a mask, for images of ``(H, W)``."""
+    def mask_grid(self, image_size: tuple[int, int], subnet: Subnet | None = None) -> tuple[int, int]:
+        """Rows and columns of the patch features of ``subnet``, and so of its mask, for images of ``(H, W)``."""
 
     def channels_of(self, subnet: Subnet) -> int:
         """Channels of the class and patch features of ``subnet``."""

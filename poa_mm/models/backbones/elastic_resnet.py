@@ -27,7 +27,7 @@ from poa_mm.elastic import (
 )
 
 from .bottleneck_resnet import BottleneckResNet, MidChannelsBottleneck
-from .elastic_backbone import BatchPart, Features, map_features, run_block
+from .elastic_backbone import BatchPart, Features, OnePatchSize, map_features, run_block
 
 
 class ElasticBottleneck(MidChannelsBottleneck):
@@ -51,7 +51,7 @@ class ElasticBottleneck(MidChannelsBottleneck):
 
 
 @MODELS.register_module()
-class ElasticResNet(BottleneckResNet):
+class ElasticResNet(OnePatchSize, BottleneckResNet):
     """ResNet that computes any of its subnets (POA, Sec. 3.2).
 
     At full size it is a bottleneck ``ResNet`` of mmpretrain; its forward takes the subnet to compute. The width of a
@@ -248,7 +248,7 @@ class ElasticResNet(BottleneckResNet):
             for stage, depth, max_depth in zip(self.res_layers, subnet.depth, self.stage_blocks)
         ]
 
-    def mask_grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
+    def mask_grid(self, image_size: tuple[int, int], subnet: Subnet | None = None) -> tuple[int, int]:
         """Rows and columns of patches in images of ``(H, W)`` pixels: twice those of the last feature map."""
         grid = []
         for size in image_size:

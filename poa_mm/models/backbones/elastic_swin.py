@@ -27,14 +27,14 @@ from poa_mm.elastic import (
     swin_cost,
 )
 
-from .elastic_backbone import BatchPart, Features, map_features, run_block
+from .elastic_backbone import BatchPart, Features, OnePatchSize, map_features, run_block
 from .elastic_swin_layers import NORM_EPS, ElasticSwinBlock, ElasticSwinStage, ElasticSwinStem
 from .elastic_transformer import dropout
 from .swin_config import ELASTIC_STAGE, stage_depths, swin_config
 
 
 @MODELS.register_module()
-class ElasticSwinTransformer(SwinTransformer):
+class ElasticSwinTransformer(OnePatchSize, SwinTransformer):
     """Swin transformer that computes any of its subnets (POA, Sec. 3.2).
 
     At full size it is mmpretrain's ``SwinTransformer``, block for block; its forward takes the subnet to compute. The
@@ -301,7 +301,7 @@ class ElasticSwinTransformer(SwinTransformer):
     def _stage_depths(self, subnet: Subnet) -> list[int]:
         return stage_depths(subnet, self.depths)
 
-    def mask_grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
+    def mask_grid(self, image_size: tuple[int, int], subnet: Subnet | None = None) -> tuple[int, int]:
         """Rows and columns of patches in images of ``(H, W)`` pixels: twice those of the last feature map."""
         stride = self.patch_size * 2 ** (self.num_layers - 1)
         return tuple(2 * -(-size // stride) for size in image_size)

@@ -16,7 +16,7 @@ from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from poa_mm.elastic import ElasticLayer, ElasticLayerNorm, ElasticLayerScale, ElasticLinear, leading
+from poa_mm.elastic import ElasticLayer, ElasticLayerNorm, ElasticLayerScale, ElasticLinear, leading, resize_patches
 
 from ..sending import sent
 from .elastic_backbone import BatchPart
@@ -85,22 +85,34 @@ def resize_by_product(pos_embed: Tensor, *args: Any) -> Tensor:
 
 
 class ElasticPatchEmbed(PatchEmbed, ElasticLayer):
-    """Patch projection; the one layer that is told the width, since its input is never cut."""
+    """Patch projection; the one layer that is told the width, since its input is never cut, and the patch size."""
 
-    def forward(self, x: Tensor, width: int) -> tuple[Tensor, tuple[int, int]]:
-        """Images ``(B, C, H, W)`` to tokens ``(B, N, width)`` and their grid ``(rows, columns)``."""
-        if self.adaptive_padding:
-            x = self.adaptive_padding(x)
+    def forward(self, x: Tensor, width: int, patch: int | None = None) -> tuple[Tensor, tuple[int, int]]:
+        """Images ``(B, C, H, W)`` to tokens ``(B, N, width)`` and their grid ``(rows, columns)``.
+
+        ``patch`` pixels are the height and width of a patch, and divide those of the images. Default: the native size,
+        to whole patches of which images are padded.
+        """
         conv = self.projection
-        if width < self.embed_dims:
-            x = F.conv2d(x, conv.weight[:width], None if conv.bias is None else leading(conv.bias, width), conv.stride)
+        if self.adaptive_padding and patch is None:
+            x = self.adaptive_padding(x)
+        if width < self.embed_dims or patch is not None:
+            x = F.conv2d(x, *self.sliced(width, patch), conv.stride if patch is None else patch)
         else:
             x = conv(x)
         return x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3])
 
-    def sliced_state(self, ratio: Fraction) -> dict[str, Tensor]:
-        width = int(self.embed_dims * ratio)
-        return {f'projection.{name}': param[:width].clone() for name, param in self.projection.named_parameters()}
+    def sliced(self, width: int, patch: int | None = None) -> tuple[Tensor, Tensor | None]:
+        """Kernel ``(width, C, rows, columns)`` and bias ``(width,)`` in use."""
+        kernel, bias = self.projection.weight[:width], self.projection.bias
+        if patch is not None:
+            kernel = resize_patches(kernel, (patch, patch))
+        return kernel, None if bias is None else leading(bias, width)
+
+    def sliced_state(self, ratio: Fraction, patch: int | None = None) -> dict[str, Tensor]:
+        kernel, bias = self.sliced(int(self.embed_dims * ratio), patch)
+        state = {'projection.weight': kernel, 'projection.bias': bias}
+        return {name: value.detach().clone() for name, value in state.items() if value is not None}
 
 
 class ElasticAttention(BaseModule):

@@ -19,9 +19,9 @@ from poa_mm.elastic import (
     Cost,
     ElasticLayerNorm,
     Subnet,
-    SubnetSpace,
     kept_blocks,
     leading,
+    resize_grid,
     sliced_state_dict,
     transformer_cost,
 )
@@ -29,6 +29,7 @@ from poa_mm.elastic import (
 from .elastic_backbone import BatchPart, Features, run_block
 from .elastic_transformer import ElasticEncoderLayer, ElasticPatchEmbed, dropout, resize_positions
 from .vit_config import vit_config
+from .vit_space import check_whole_patches, vit_arch, vit_space
 
 
 @MODELS.register_module()
@@ -36,7 +37,8 @@ class ElasticVisionTransformer(VisionTransformer):
     """Vision transformer that computes any of its subnets (POA, Sec. 3.2).
 
     At full size it is mmpretrain's ``VisionTransformer``, block for block; its forward takes the subnet to compute. The
-    patch projection is told the width; every later layer reads it off its input.
+    patch projection is told the width and the patch size; every later layer reads both off its input: channels and
+    number of tokens.
 
     It takes that class's options as below. It does not take ``layer_cfgs`` for each block by itself or with another
     kind of FFN, nor other norms than ``'LN'``: a subnet keeps any of the blocks, so all have to be alike and sliceable.
@@ -53,7 +55,7 @@ class ElasticVisionTransformer(VisionTransformer):
             -L) where the space holds them.
         img_size: Height and width in pixels that the position embedding is made for; other sizes
             resize it. Default: 224.
-        patch_size: Height and width of a patch in pixels. Default: 16.
+        patch_size: Height and width of a patch in pixels, the native ones. Default: 16.
         in_channels: Channels of the images. Default: 3.
         out_indices: Blocks whose output is returned, counted among the blocks in use; negative ones
             from the end. Default: -1.
@@ -74,6 +76,9 @@ class ElasticVisionTransformer(VisionTransformer):
         norm_cfg: Only ``eps`` of a ``'LN'`` can be chosen. Default: ``dict(type='LN', eps=1e-6)``.
         interpolate_mode: How the position embedding is resized. Default: ``'bicubic'``.
         layer_scale_init_value: Initial LayerScale; 0 means none. Default: 1e-5.
+        patch_sizes: Patch sizes of the subnets in pixels, ``patch_size`` among them: ``(8, 16, 32)``. The kernel of the
+            projection and the position embedding are resized from the native ones; heights and widths of images have
+            to be multiples of all. Default: none, ``patch_size`` is the only one.
         with_cp: Keep the inputs of each block only, and compute the block again in the backward pass: the same
             results in much less memory and a quarter more time. Default: False.
         init_cfg: mmengine's initialisation config. Default: truncated normal of std 0.02 for linear
@@ -121,12 +126,13 @@ class ElasticVisionTransformer(VisionTransformer):
         drop_rate: float = 0.0,
         patch_cfg: Mapping[str, Any] | None = None,
         layer_cfgs: Mapping[str, Any] | None = None,
+        patch_sizes: Iterable[int] | None = None,
         with_cp: bool = False,
         init_cfg: dict | list | None = None,
     ):
         # Not VisionTransformer.__init__: it would build all of its own blocks, only to be replaced.
         BaseBackbone.__init__(self, init_cfg or dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.0))
-        self.arch_settings = self._arch_settings(arch)
+        self.arch_settings = vit_arch(arch, self.arch_zoo)
         self.embed_dims = self.feature_channels = self.arch_settings['embed_dims']
         self.num_layers = self.arch_settings['num_layers']
         self.hidden_dims = self.arch_settings['feedforward_channels']
@@ -135,7 +141,9 @@ class ElasticVisionTransformer(VisionTransformer):
             raise ValueError(
                 f'embed_dims {self.embed_dims} is not a multiple of num_heads {self.arch_settings["num_heads"]}'
             )
-        self.space = self._space(widths, depths, aliases)
+        self.img_size = to_2tuple(img_size)
+        self.patch_size = to_2tuple(patch_size)
+        self.space = vit_space(self, widths, depths, aliases, patch_sizes)
 
         if out_type not in self.OUT_TYPES:
             raise ValueError(f'out_type {out_type!r} is not one of {", ".join(self.OUT_TYPES)}')
@@ -166,8 +174,6 @@ class ElasticVisionTransformer(VisionTransformer):
         self.layer_scale_init_value = layer_scale_init_value
         self.with_cp = with_cp
 
-        self.img_size = to_2tuple(img_size)
-        self.patch_size = to_2tuple(patch_size)
         self.in_channels = in_channels
         self.patch_bias = bool((patch_cfg or {}).get('bias', not pre_norm))
         self.patch_embed = ElasticPatchEmbed(
@@ -211,40 +217,6 @@ class ElasticVisionTransformer(VisionTransformer):
         if frozen_stages > 0:
             self._freeze_stages()
 
-    @classmethod
-    def _arch_settings(cls, arch: str | Mapping[str, int]) -> dict[str, int]:
-        if isinstance(arch, str):
-            if arch.lower() not in cls.arch_zoo:
-                raise ValueError(f'arch {arch!r} is not one of {", ".join(cls.arch_zoo)}')
-            return dict(cls.arch_zoo[arch.lower()])
-        needed = {'embed_dims', 'num_layers', 'num_heads', 'feedforward_channels'}
-        if set(arch) != needed:
-            raise ValueError(f'arch {dict(arch)} needs exactly the keys {sorted(needed)}')
-        return dict(arch)
-
-    def _space(
-        self,
-        widths: Iterable[int] | None,
-        depths: Iterable[int] | None,
-        aliases: Mapping[str, str] | None,
-    ) -> SubnetSpace:
-        heads = self.embed_dims // self.head_dim
-        if widths is None:
-            widths = [self.head_dim * n for n in range(min(6, heads), heads + 1)]
-        if depths is None:
-            depths = range((self.num_layers + 1) // 2, self.num_layers + 1)
-        space = SubnetSpace(widths, depths)
-        if space.largest != Subnet(self.embed_dims, self.num_layers):
-            raise ValueError(
-                f'the largest of {space.describe()} must be the whole network, {self.embed_dims}x{self.num_layers}'
-            )
-        for width in space.widths:
-            if width % self.head_dim or self.hidden_dims * width % self.embed_dims:
-                raise ValueError(f'width {width} does not divide into heads of {self.head_dim} channels')
-        if aliases is None:
-            aliases = {name: subnet for name, subnet in self.STANDARD_SUBNETS.items() if subnet in space}
-        return SubnetSpace(space.widths, space.depths, aliases)
-
     def init_weights(self) -> None:
         """Initialise the weights: position embedding, class and mask token, then by ``init_cfg``."""
         BaseBackbone.init_weights(self)
@@ -272,8 +244,8 @@ class ElasticVisionTransformer(VisionTransformer):
             One tensor for each of ``out_indices``, shaped as ``out_type`` says.
 
         Raises:
-            ValueError: If the subnet is not in the space, the mask does not fit the grid or an index
-                is beyond the blocks in use.
+            ValueError: If the subnet is not in the space, the mask does not fit the grid, an index is beyond the blocks
+                in use, or images are not whole patches of a size that is not the native one.
         """
         subnet = subnet or self.space.largest
         wanted = [index + subnet.depth if index < 0 else index for index in self.out_indices]
@@ -313,26 +285,46 @@ class ElasticVisionTransformer(VisionTransformer):
 
     def _embed(self, x: Tensor, subnet: Subnet, mask: Tensor | None) -> tuple[Tensor, tuple[int, int]]:
         """Tokens ``(B, N, width)`` that enter the first block, the class token first, and the grid of the patches."""
-        width = self.space.parse(subnet).width
-        x, grid = self.patch_embed(x, width)
+        subnet = self.space.parse(subnet)
+        width = subnet.width
+        if subnet.patch is not None:
+            check_whole_patches(tuple(x.shape[-2:]), subnet.patch)
+        x, grid = self.patch_embed(x, width, subnet.patch)
         if mask is not None:
             if mask.shape != x.shape[:2]:
                 raise ValueError(f'mask of shape {tuple(mask.shape)} does not fit tokens {tuple(x.shape[:2])}')
             x = torch.where(mask.unsqueeze(-1), leading(self.mask_token, width).to(x.dtype), x)
         if self.with_cls_token:
             x = torch.cat([leading(self.cls_token, width).expand(len(x), -1, -1), x], dim=1)
-        pos_embed = leading(self.pos_embed, width)
-        pos_embed = resize_positions(
-            pos_embed, self.patch_resolution, grid, self.interpolate_mode, self.num_extra_tokens
-        )
+        # In two steps, as a network of that patch size does: first to its own grid, then to that of the images.
+        pos_embed, source = self._positions(subnet)
+        pos_embed = resize_positions(pos_embed, source, grid, self.interpolate_mode, self.num_extra_tokens)
         return self.pre_norm(self.drop_after_pos(x + pos_embed)), grid
+
+    def _positions(self, subnet: Subnet) -> tuple[Tensor, tuple[int, int]]:
+        """Position embedding ``(1, L, width)`` of a subnet for images of ``img_size``, and its grid."""
+        positions, native = leading(self.pos_embed, subnet.width), self.patch_resolution
+        if subnet.patch is None:
+            return positions, native
+        extra, cells = positions.tensor_split([self.num_extra_tokens], dim=1)
+        grid = self.mask_grid(self.img_size, subnet)
+        return torch.cat([extra, resize_grid(cells, native, grid)], dim=1), grid
 
     def _blocks(self, subnet: Subnet) -> list[ElasticEncoderLayer]:
         return [self.layers[index] for index in kept_blocks(subnet.depth, self.num_layers)]
 
-    def mask_grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of patches in images of ``(H, W)`` pixels; partial patches count."""
-        return tuple(-(-size // patch) for size, patch in zip(image_size, self.patch_size))
+    def mask_grid(self, image_size: tuple[int, int], subnet: Subnet | None = None) -> tuple[int, int]:
+        """Rows and columns of patches of a subnet in images of ``(H, W)`` pixels; partial native patches count."""
+        patch = None if subnet is None else self.space.parse(subnet).patch
+        if patch is None:
+            return tuple(-(-size // native) for size, native in zip(image_size, self.patch_size))
+        check_whole_patches(image_size, patch)
+        return image_size[0] // patch, image_size[1] // patch
+
+    def patch_size_of(self, subnet: Subnet) -> tuple[int, int]:
+        """Height and width in pixels of a subnet's patches."""
+        patch = self.space.parse(subnet).patch
+        return self.patch_size if patch is None else (patch, patch)
 
     def channels_of(self, subnet: Subnet) -> int:
         """Channels of the class and patch features: the width."""
@@ -346,7 +338,7 @@ class ElasticVisionTransformer(VisionTransformer):
         """
         subnet = self.space.parse(subnet)
         ratio = Fraction(subnet.width, self.embed_dims)
-        tokens = {'cls_token': self.cls_token, 'pos_embed': self.pos_embed}
+        tokens = {'cls_token': self.cls_token, 'pos_embed': self._positions(subnet)[0]}
         state = {
             name: leading(token.detach(), subnet.width).clone() for name, token in tokens.items() if token is not None
         }
@@ -354,6 +346,9 @@ class ElasticVisionTransformer(VisionTransformer):
         modules |= {f'layers.{position}': block for position, block in enumerate(self._blocks(subnet))}
         for name, module in modules.items():
             state.update({f'{name}.{key}': value for key, value in sliced_state_dict(module, ratio).items()})
+        if subnet.patch is not None:
+            kernel = self.patch_embed.sliced_state(ratio, subnet.patch)
+            state.update({f'patch_embed.{key}': value for key, value in kernel.items()})
         return vit_config(self, subnet), state
 
     def _parts_besides_blocks(self) -> list[str]:
@@ -367,12 +362,13 @@ class ElasticVisionTransformer(VisionTransformer):
         The parameters are those of a network made for ``image_size``. Default: ``img_size``.
         """
         subnet = self.space.parse(subnet)
-        rows, columns = self.mask_grid(to_2tuple(image_size or self.img_size))
+        rows, columns = self.mask_grid(to_2tuple(image_size or self.img_size), subnet)
+        height, width = self.patch_size_of(subnet)
         return transformer_cost(
             subnet.width,
             subnet.depth,
             tokens=rows * columns,
-            patch_inputs=self.in_channels * self.patch_size[0] * self.patch_size[1],
+            patch_inputs=self.in_channels * height * width,
             mlp_ratio=Fraction(self.hidden_dims, self.embed_dims),
             qkv_bias=self.qkv_bias,
             layer_scale=self.layer_scale_init_value > 0,

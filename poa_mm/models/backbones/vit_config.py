@@ -21,7 +21,7 @@ def vit_config(network: ElasticVisionTransformer, subnet: Subnet) -> dict[str, A
             feedforward_channels=network.hidden_dims * subnet.width // network.embed_dims,
         ),
         img_size=network.img_size,
-        patch_size=network.patch_size,
+        patch_size=network.patch_size_of(subnet),
         in_channels=network.in_channels,
         qkv_bias=network.qkv_bias,
         norm_cfg=dict(type='LN', eps=network.norm_eps),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..backbones.elastic_backbone import BatchPart
 from ..sending import sent
+from .grids import GridChange, change_grid
 
 
 class MultiCropBatch(NamedTuple):
@@ -27,6 +28,7 @@ class MultiCropBatch(NamedTuple):
             count together as one, ``(M,)``.
         first: Place of the first image in the whole batch.
         whole: Number of images in the whole batch.
+        grid_change: Between the grid of ``masks`` and that of ``masked``, where they differ. Default: None.
     """
 
     global_views: Tensor
@@ -36,6 +38,7 @@ class MultiCropBatch(NamedTuple):
     mask_shares: Tensor
     first: int
     whole: int
+    grid_change: GridChange | None = None
 
     @property
     def num_images(self) -> int:
@@ -76,7 +79,21 @@ class MultiCropBatch(NamedTuple):
 
     def masked_of(self, patches: Tensor) -> Tensor:
         """The masked ones ``(M, D)`` of the patches ``(2 * B, N, D)`` of the global views."""
+        if self.grid_change is not None:
+            return self.grid_change.masked_of(patches, self.masked)
         return patches[self.masked[0], self.masked[1]]
+
+    def on_native_grid(self, patches: Tensor) -> Tensor:
+        """Patches of a student ``(2 * B, N', D)`` on the grid of ``masked``, ``(2 * B, N, D)``: means by area."""
+        return patches if self.grid_change is None else self.grid_change.averaged(patches)
+
+    def on_grid(self, grid: tuple[int, int], native: tuple[int, int]) -> MultiCropBatch:
+        """The same for a student whose patches lie on ``grid``, not on the ``native`` one; see :mod:`.grids`."""
+        if grid == native:
+            return self
+        change = change_grid(self.masks, native, grid)
+        shares = change.shares(self.mask_shares, self.masks, self.masked)
+        return self._replace(masks=change.masks, mask_shares=shares, grid_change=change)
 
     @classmethod
     def collate(

@@ -18,6 +18,8 @@ from ..backbones.elastic_backbone import Features
 from ..losses import SinkhornKnopp
 from .batch import MicroBatches, MultiCropBatch, check_views
 from .embedding_queue import EmbeddingQueue
+from .frozen_teacher import FeatureMap, build_frozen_teacher, complete
+from .grids import check_crops
 from .student_step import StudentStep
 from .students import StudentOutput
 from .targets import Centring, PiecewiseTargets, TeacherTargets
@@ -44,6 +46,12 @@ class POA(BaseSelfSupervisor):
     the next starts: one graph of the four exists at a time (:class:`EarlyBackward`). At 50 images of the ViT-L recipe,
     that halves the memory of one backward pass for all (``benchmarks/bench_memory.py``).
 
+    With a ``frozen_teacher`` (ours, not the paper's), a network that stays what it is teaches (:class:`FrozenTeacher`)
+    under the heads of ``teacher``, which is the average of the student as ever, and what subnets are cut from. If it is
+    another network than the supernet, a :class:`FeatureMap` takes each token of a student into the space of its
+    features. The heads work there; there, ``L_IS_feature`` and ``L_ES1_feature``, ``feature_weight`` of which is added
+    to L_IS and L_ES1, compare all tokens of a global crop, masked for the student, with the teacher's.
+
     What changes over a run is set from outside: ``teacher_temp`` and ``patch_loss_active`` by
     :class:`poa_mm.engine.POAScheduleHook`, ``loss_scale``, by which float16's small gradients are multiplied on their
     way, by :class:`poa_mm.engine.POAAmpOptimWrapper`.
@@ -64,6 +72,8 @@ class POA(BaseSelfSupervisor):
             batches. Their embeddings are kept, and go through the prototypes of the present. Default: 0.
         micro_batches: Pieces in which a rank's batch goes through the networks, for less memory: the losses and
             gradients are those of the whole batch, to rounding. Default: 1.
+        frozen_teacher: What teaches in the place of the average: ``'source'``, the network that the run starts from, or
+            ``dict(backbone=..)``, another one; see :func:`build_frozen_teacher`. Default: None.
         deck: ``sync`` and ``select_scale`` of the :class:`~poa_mm.elastic.SubnetDeck`. Default: neither.
         data_preprocessor: Default type: :class:`MultiCropDataPreprocessor`.
         init_cfg: mmengine's initialisation config. Default: None.
@@ -88,17 +98,20 @@ class POA(BaseSelfSupervisor):
         queue: int = 0,
         micro_batches: int = 1,
         deck: dict | None = None,
+        frozen_teacher: dict | str | None = None,
         data_preprocessor: dict | nn.Module | None = None,
         init_cfg: dict | None = None,
     ):
         backbone = MODELS.build(backbone) if isinstance(backbone, dict) else backbone
+        guide = build_frozen_teacher(frozen_teacher, backbone)
+        mapped = guide is not None and not guide.is_source
+        channels = guide.channels(backbone) if mapped else backbone.feature_channels
         if isinstance(head, dict):
-            head = MODELS.build({'in_channels': backbone.feature_channels, **head})
-        if getattr(head, 'in_channels', backbone.feature_channels) != backbone.feature_channels:
+            head = MODELS.build({'in_channels': channels, **head})
+        if getattr(head, 'in_channels', channels) != channels:
             # Its first layer would take the features for those of a narrower subnet.
-            raise ValueError(
-                f'head.in_channels {head.in_channels} are not the {backbone.feature_channels} channels of the backbone'
-            )
+            whose = 'frozen teacher, whose features the students are mapped to' if mapped else 'backbone'
+            raise ValueError(f'head.in_channels {head.in_channels} are not the {channels} channels of the {whose}')
         if not isinstance(data_preprocessor, nn.Module):
             data_preprocessor = {'type': 'MultiCropDataPreprocessor', **(data_preprocessor or {})}
         super().__init__(backbone=backbone, head=head, data_preprocessor=data_preprocessor, init_cfg=init_cfg)
@@ -128,6 +141,10 @@ class POA(BaseSelfSupervisor):
 
         self.teacher = nn.ModuleDict(dict(backbone=copy.deepcopy(self.backbone), head=copy.deepcopy(self.head)))
         self.teacher.requires_grad_(False)
+        self.frozen_teacher = guide
+        self.feature_map = FeatureMap(backbone.feature_channels, channels) if mapped else None
+        if guide is not None:
+            self._register_load_state_dict_pre_hook(complete, with_module=True)
         centering = centering or dict(type='SinkhornKnopp')
         self.class_centering, self.patch_centering = (
             nn.ModuleList(MODELS.build({'num_prototypes': number, **centering}) for number in head.num_prototypes)
@@ -192,8 +209,9 @@ class POA(BaseSelfSupervisor):
 
         Returns:
             ``loss``, to be minimised, and its terms for the log: ``L_IS``, ``L_ES1``, ``L_ES2``, each with
-            its parts (``L_IS_global``, ``L_IS_local``, ``L_IS_patch`` ..), means over the heads, ``koleo``, and of
-            each head ``teacher_entropy_{K}`` and ``prototypes_in_use_{K}`` (:meth:`TeacherTargets.health`).
+            its parts (``L_IS_global``, ``L_IS_local``, ``L_IS_patch``, ``L_IS_feature`` if another network teaches ..),
+            means over the heads, ``koleo``, and of each head ``teacher_entropy_{K}`` and ``prototypes_in_use_{K}``
+            (:meth:`TeacherTargets.health`).
 
         Raises:
             TypeError, ValueError: If the batch breaks the contract.
@@ -210,6 +228,7 @@ class POA(BaseSelfSupervisor):
 
     def _batch(self, inputs: Sequence[Tensor], data_samples: Sequence | None) -> MultiCropBatch | MicroBatches:
         check_views(inputs)  # before a size is read off one
+        check_crops(inputs, self.backbone.space)
         grid = self.backbone.mask_grid(tuple(inputs[0].shape[-2:]))
         if self.micro_batches == 1:
             return MultiCropBatch.collate(inputs, data_samples, grid, self._learns_patches)
@@ -222,9 +241,8 @@ class POA(BaseSelfSupervisor):
         """Centred targets of the unmasked global crops."""
         if isinstance(batch, MicroBatches) or self.queues is not None:
             return self._piecewise_targets(batch)
-        rows = self._teacher_rows(batch)
-        num_cls = batch.num_rows['global']
-        targets = TeacherTargets([], [])
+        num_cls, rows, features = self._teach(batch)
+        targets = TeacherTargets([], [], features)
         heads = zip(self.teacher['head'].iterate(rows), self.class_centering, self.patch_centering)
         for logits, class_centering, patch_centering in heads:  # one head's logits at a time
             targets.cls.append(class_centering(logits[:num_cls], self.teacher_temp))
@@ -232,18 +250,36 @@ class POA(BaseSelfSupervisor):
                 targets.patch.append(patch_centering(logits[num_cls:], self.teacher_temp))
         return targets
 
-    def _teacher_rows(self, batch: MultiCropBatch) -> Tensor:
-        """Class and masked patch features of the global crops, ``(2B + M, D)``."""
-        features = self.teacher['backbone'].extract_features(batch.global_views)
-        return torch.cat([features.cls, batch.masked_of(features.patch)])
+    def _teach(self, piece: MultiCropBatch) -> tuple[int, Tensor, Features | None]:
+        """What teaches makes of the global crops.
+
+        Returns:
+            Number of class features, ``2B``; these and the masked patch features, ``(2B + M, D)``; and all features, if
+            students learn them as well.
+        """
+        views = piece.global_views
+        if self.frozen_teacher is None:
+            features = self.teacher['backbone'].extract_features(views)
+        else:
+            self.frozen_teacher.check_loaded()
+            features = self.frozen_teacher.extract_features(views, self.backbone.mask_grid(tuple(views.shape[-2:])))
+        rows = torch.cat([features.cls, piece.masked_of(features.patch)])
+        return len(features.cls), rows, features if self.feature_weight > 0 else None
+
+    @property
+    def feature_weight(self) -> float:
+        """Of the loss between features of students and of another network that teaches; 0 without one."""
+        return 0.0 if self.frozen_teacher is None else self.frozen_teacher.feature_weight
 
     def _piecewise_targets(self, batch: MultiCropBatch | MicroBatches) -> PiecewiseTargets:
         """The same from the embeddings of all pieces, and of earlier batches where there is a queue."""
-        cls, patch = [], []
+        cls, patch, features = [], [], []
         for piece in batch.pieces():
-            embeddings, num_cls = self.teacher['head'].embed(self._teacher_rows(piece)), piece.num_rows['global']
+            num_cls, rows, learnt = self._teach(piece)
+            embeddings = self.teacher['head'].embed(rows)
             cls.append([rows[:num_cls] for rows in embeddings])
             patch.append([rows[num_cls:] for rows in embeddings])
+            features.append(learnt)
         centring = []
         for head, prototypes in enumerate(self.teacher['head'].matrices()):
             on_cls, on_patch = (torch.cat([rows[head] for rows in pieces]) for pieces in (cls, patch))
@@ -255,21 +291,36 @@ class POA(BaseSelfSupervisor):
             if self._learns_patches:
                 on_patches = self.patch_centering[head].shift(on_patch, prototypes, self.teacher_temp)
             centring.append(Centring(prototypes, shift, on_patches))
-        return PiecewiseTargets(cls, patch, centring, self.teacher_temp)
+        return PiecewiseTargets(cls, patch, features, centring, self.teacher_temp)
 
     # --- the students ---
 
     def student_output(self, piece: MultiCropBatch, subnet: Subnet | None, size: str) -> StudentOutput:
         """Of the student that computes ``subnet``, None is the intact one, on crops of one of ``piece.sizes``."""
         features, patches = self.student_features(piece, subnet, size)
-        rows = features if size == 'local' else torch.cat([features, piece.masked_of(patches)])
-        return StudentOutput(features, self.head.embed(rows))
+        if size == 'local':
+            return StudentOutput(features, self.head.embed(self._to_teacher(features)))
+        if self.feature_weight == 0:
+            rows = self._to_teacher(torch.cat([features, piece.masked_of(patches)]))
+            return StudentOutput(features, self.head.embed(rows))
+        cls, patches = self._to_teacher(features), self._to_teacher(patches)
+        rows = torch.cat([cls, piece.masked_of(patches)])
+        return StudentOutput(features, self.head.embed(rows), Features(cls, piece.on_native_grid(patches)))
 
     def student_features(self, piece: MultiCropBatch, subnet: Subnet | None, size: str) -> Features:
-        """The same without the head."""
+        """Class and patch features of the same."""
         views, masks = (piece.local_views, None) if size == 'local' else (piece.global_views, piece.masks)
         part = piece.part(size)
         return self.backbone.extract_features(views, subnet, masks, *(() if part is None else (part,)))
+
+    def _to_teacher(self, tokens: Tensor) -> Tensor:
+        """Tokens of a student in the space of the features that the heads are for."""
+        return tokens if self.feature_map is None else self.feature_map(tokens)
+
+    def on_grid_of(self, piece: MultiCropBatch, subnet: Subnet | None) -> MultiCropBatch:
+        """The piece with masks on the grid of the patches of ``subnet``."""
+        size = tuple(piece.global_views.shape[-2:])
+        return piece.on_grid(self.backbone.mask_grid(size, subnet), native=self.backbone.mask_grid(size))
 
     def loss_terms(
         self,
@@ -291,6 +342,6 @@ class POA(BaseSelfSupervisor):
         for name in ('L_IS', 'L_ES1', 'L_ES2'):
             parts = {key: mean for key, mean in means.items() if key.startswith(f'{name}_')}
             if parts:
-                weights = {f'{name}_patch': self.patch_weight}
+                weights = {f'{name}_patch': self.patch_weight, f'{name}_feature': self.feature_weight}
                 means[name] = sum(weights.get(key, 1) * mean for key, mean in parts.items())
         return means

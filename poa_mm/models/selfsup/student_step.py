@@ -10,7 +10,8 @@ from torch import Tensor
 
 from poa_mm.elastic import Subnet
 
-from ..losses import Targets, prototype_loss
+from ..backbones.elastic_backbone import Features
+from ..losses import Targets, feature_loss, prototype_loss
 from .batch import MicroBatches, MultiCropBatch
 from .early_backward import EarlyBackward, hand_over
 from .objectives import cross_view, same_view
@@ -73,7 +74,9 @@ class StudentStep:
     def _trained(self) -> list[Tensor]:
         """What the students learn, but for the prototypes."""
         prototypes = set(self._model.head.prototypes.parameters())
-        params = (param for module in self._model.student.values() for param in module.parameters())
+        feature_map = self._model.feature_map
+        modules = [*self._model.student.values(), *([] if feature_map is None else [feature_map])]
+        params = (param for module in modules for param in module.parameters())
         return [param for param in params if param not in prototypes]
 
     def _losses(
@@ -82,11 +85,13 @@ class StudentStep:
         """Loss and terms of each pass of piece number ``index``."""
         model = self._model
         seen = self._seen_by_intact(piece)
+        crops_of = {student: self._crops_of(student, piece) for student in self._students}
         for student, size in self._passes():
             self._draws.begin(f'{student} {size}')
-            output = model.student_output(piece, self._subnets[student], size)
+            crops = crops_of[student]
+            output = model.student_output(crops, self._subnets[student], size)
             objectives = (
-                self._objectives(student, size, piece, targets, seen, head) for head in range(len(self._prototypes))
+                self._objectives(student, size, crops, targets, seen, head) for head in range(len(self._prototypes))
             )
             teaches = student == 'intact' and model.weight_es2 > 0
             loss, terms, probs = student_loss(
@@ -101,9 +106,15 @@ class StudentStep:
                 koleo = self._koleo(student, index, output.features)
                 loss = loss + model.koleo_weight * koleo
                 terms['koleo'] = koleo.detach()
+            if output.mapped is not None:
+                loss = loss + self._match_features(student, output.mapped, targets, piece, terms)
             if teaches:
                 seen[size] = probs
             yield loss, terms
+
+    def _crops_of(self, student: str, piece: MultiCropBatch) -> MultiCropBatch:
+        """The piece with masks on the grid of the student's patches."""
+        return self._model.on_grid_of(piece, self._subnets[student])
 
     @torch.no_grad()
     def _seen_by_intact(self, piece: MultiCropBatch) -> dict[str, list[Tensor]]:
@@ -139,14 +150,37 @@ class StudentStep:
     ) -> dict[str, Targets]:
         """What one student learns from crops of one size on one head, by term."""
         model, heads = self._model, len(self._prototypes)
-        others = {'intact': ('L_IS', model.weight_is), 'elastic': ('L_ES1', model.weight_es1)}
-        name, weight = others[student]
+        name, weight = self._across_views(student)
         objectives = {}
         if weight > 0:
             objectives |= cross_view(name, weight / heads, model.patch_weight, size, piece, targets, head)
         if student == 'elastic' and model.weight_es2 > 0:
             objectives[f'L_ES2_{size}'] = same_view(seen[size][head], model.weight_es2 / heads, size, piece)
         return objectives
+
+    def _match_features(
+        self,
+        student: str,
+        mapped: Features,
+        targets: TeacherTargets,
+        piece: MultiCropBatch,
+        terms: dict[str, Tensor],
+    ) -> Tensor | float:
+        """Weighted distance of a student's features from those of another network that teaches, for the loss.
+
+        Class tokens and patches count half each. The distance itself is added to ``terms``.
+        """
+        name, weight = self._across_views(student)
+        if weight == 0:
+            return 0.0
+        value = sum(feature_loss(*tokens) for tokens in zip(mapped, targets.features)) / 2
+        value = value * (piece.num_images / piece.whole)
+        terms[f'{name}_feature'] = value.detach()
+        return weight * self._model.feature_weight * value
+
+    def _across_views(self, student: str) -> tuple[str, float]:
+        """Name and weight of what a student learns from the teacher."""
+        return ('L_IS', self._model.weight_is) if student == 'intact' else ('L_ES1', self._model.weight_es1)
 
     def _koleo(self, student: str, index: int, features: Tensor) -> Tensor:
         """KoLeo of one student on the global crops of piece number ``index``: its share in that of the whole batch."""
@@ -172,7 +206,8 @@ class StudentStep:
         with torch.no_grad():
             for piece in self._batch.pieces(1):
                 self._draws.begin(f'{student} global')
-                features.append(self._model.student_features(piece, self._subnets[student], 'global').cls)
+                crops = self._crops_of(student, piece)
+                features.append(self._model.student_features(crops, self._subnets[student], 'global').cls)
         torch.clear_autocast_cache()  # of casts without gradient
         leaves = [piece.float().requires_grad_() for piece in features]
         value = self._koleo_of(leaves)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..backbones.elastic_backbone import Features
 from ..losses import centred
 
 
@@ -17,10 +18,12 @@ class TeacherTargets(NamedTuple):
     Args:
         cls: Of the class tokens of the global crops, ``(2B, K)``.
         patch: Of the masked patches of the global crops, ``(M, K)``.
+        features: What they are of, ``(2B, D)`` and ``(2B, N, D)``, if students learn these as well. Default: None.
     """
 
     cls: list[Tensor]
     patch: list[Tensor]
+    features: Features | None = None
 
     def of(self, index: int) -> TeacherTargets:
         """Of piece number ``index`` of the batch: all of them, for there is one piece."""
@@ -54,18 +57,20 @@ class PiecewiseTargets(NamedTuple):
     Args:
         cls: By piece and head, embeddings of the class tokens of the global crops, ``(2b, C)``.
         patch: By piece and head, those of the masked patches, ``(m, C)``.
+        features: By piece, as of :class:`TeacherTargets`.
         centring: By head.
         temperature: Of the teacher.
     """
 
     cls: Sequence[Sequence[Tensor]]
     patch: Sequence[Sequence[Tensor]]
+    features: Sequence[Features | None]
     centring: Sequence[Centring]
     temperature: float
 
     def of(self, index: int) -> TeacherTargets:
         """Of piece number ``index`` of the batch."""
-        targets = TeacherTargets([], [])
+        targets = TeacherTargets([], [], self.features[index])
         for cls, patch, centring in zip(self.cls[index], self.patch[index], self.centring):
             targets.cls.append(centred(cls, centring.prototypes, centring.cls, self.temperature))
             if centring.patch is not None:
