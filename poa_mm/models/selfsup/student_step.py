@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,8 +19,7 @@ from .repeated_draws import RepeatedDraws
 from .students import student_loss
 from .targets import PiecewiseTargets, TeacherTargets
 
-if TYPE_CHECKING:
-    from .poa import POA
+POA = Any  # which imports this module
 
 
 class StudentStep:
