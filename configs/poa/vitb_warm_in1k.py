@@ -1,9 +1,9 @@
-"""A short POA that starts from a ViT-B/16 which exists: 49 subnets, ImageNet-1K, one node of 8 GPUs (docs/warm_start.md).
+"""A short POA that starts from a ViT-B/16 which exists: 49 subnets, ImageNet-1K, one node of 8 GPUs.
 
-    python tools/warm_start.py configs/poa/vitb_warm_in1k.py WEIGHTS -o data/vitb_start.pth --order taylor --images FOLDER
+    python tools/warm_start.py configs/poa/vitb_warm_in1k.py WEIGHTS -o data/vitb_start.pth --order taylor
     tools/dist_train.sh configs/poa/vitb_warm_in1k.py 8
 
-Ours, not the paper's; not run at full size. The heads are new, and learn alone for an epoch. `--cfg-options
+Ours, not the paper's; not run at full size (docs/warm_start.md). The heads are new, and learn alone for an epoch. `--cfg-options
 model.frozen_teacher=source` keeps the network that the run starts from as the teacher.
 """
 

@@ -3,8 +3,8 @@
     python tools/warm_start.py configs/poa/vits_warm_folder.py WEIGHTS -o START.pth --order taylor --images FOLDER
     python tools/train.py configs/poa/vits_warm_folder.py --data FOLDER --cfg-options load_from=START.pth
 
-Ours, not the paper's; not run at full size. `vits_folder.py` with the settings of a short run: 60 passes over the images
-instead of 300, lower learning rates, the heads first.
+Ours, not the paper's; not run at full size. `vits_folder.py` with the settings of a short run: 60 passes over the
+images instead of 300, lower learning rates, the heads first.
 """
 
 _base_ = 'vits_folder.py'
