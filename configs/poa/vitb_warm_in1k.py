@@ -3,8 +3,8 @@
     python tools/warm_start.py configs/poa/vitb_warm_in1k.py WEIGHTS -o data/vitb_start.pth --order taylor
     tools/dist_train.sh configs/poa/vitb_warm_in1k.py 8
 
-Ours, not the paper's; not run at full size (docs/warm_start.md). The heads are new, and learn alone for an epoch. `--cfg-options
-model.frozen_teacher=source` keeps the network that the run starts from as the teacher.
+Ours, not the paper's; not run at full size (docs/warm_start.md). The heads are new, and learn alone for an epoch.
+`--cfg-options model.frozen_teacher=source` keeps the network that the run starts from as the teacher.
 """
 
 _base_ = ['../_base_/default_runtime.py', '../_base_/datasets/in1k_multicrop.py']
