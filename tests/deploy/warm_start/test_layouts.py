@@ -263,10 +263,10 @@ CASES = {
     'torchvision ResNet': (torch_resnet, of_torch_resnet, 'resnet', {}, as_they_are),
     'timm ResNet': (timm_resnet, of_timm_resnet, 'resnet', {}, as_they_are),
     "mmpretrain's ResNet": (
-        partial(MMResNet, 50, norm_cfg=dict(type='GN', num_groups=16)),
+        partial(MMResNet, 50, base_channels=16, norm_cfg=dict(type='GN', num_groups=16)),
         of_mm_map,
         'resnet',
-        dict(stage_blocks=(3, 4, 6, 3), mid_channels=64, widths=[32, 64], depths=[3, 4, 6, 3]),
+        dict(stage_blocks=(3, 4, 6, 3), mid_channels=16, base_channels=16, widths=[16], depths=[3, [3, 4], 6, 3]),
         classifier,
     ),
 }
