@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from mmengine.config import Config
 
-LENGTHS = ('warmup', 'ramp', 'freeze')
+LENGTHS = ('warmup', 'ramp', 'freeze', 'heads')
 COUNT = 'data'  # in the place of a number of images that is not known yet
 
 
@@ -36,9 +36,9 @@ class Schedule(NamedTuple):
 class Recipe:
     """The numbers of a pre-training run (POA, implementation details).
 
-    Lengths are in epochs of ``images``, or in iterations: ``epochs``, ``warmup_epochs``, ``ramp_epochs`` and
-    ``freeze_epochs``, or ``max_iters``, ``warmup_iters``, ``ramp_iters`` and ``freeze_iters``. An epoch is a whole
-    number of updates.
+    Lengths are in epochs of ``images``, or in iterations: ``epochs``, ``warmup_epochs``, ``ramp_epochs``,
+    ``freeze_epochs`` and ``heads_epochs``, or ``max_iters``, ``warmup_iters``, ``ramp_iters``, ``freeze_iters`` and
+    ``heads_iters``. An epoch is a whole number of updates.
 
     Args:
         batch_size: Images of one process in one iteration.
@@ -50,10 +50,12 @@ class Recipe:
         warmup_epochs: In which the learning rate rises, linearly, from almost 0. Default: 0.
         ramp_epochs: In which the teacher's temperature rises, and after which the patch loss starts. Default: 0.
         freeze_epochs: In which the prototypes keep their weights. Default: 0.
+        heads_epochs: In which the backbone keeps its weights, and only the heads learn. Default: 0.
         max_iters: Length of the run.
         warmup_iters: As ``warmup_epochs``, in iterations.
         ramp_iters: As ``ramp_epochs``, in iterations.
         freeze_iters: As ``freeze_epochs``, in iterations.
+        heads_iters: As ``heads_epochs``, in iterations.
         lr: Learning rate of a global batch of ``lr_batch`` images. It grows with the square root of the global batch.
             Default: 0.004.
         lr_batch: Default: 1024.
@@ -82,10 +84,12 @@ class Recipe:
     warmup_epochs: int | None = None
     ramp_epochs: int | None = None
     freeze_epochs: int | None = None
+    heads_epochs: int | None = None
     max_iters: int | None = None
     warmup_iters: int | None = None
     ramp_iters: int | None = None
     freeze_iters: int | None = None
+    heads_iters: int | None = None
     lr: float = 0.004
     lr_batch: int = 1024
     min_lr: float = 2e-5
@@ -144,7 +148,7 @@ class Recipe:
         return self.lr * (self.global_batch / self.lr_batch) ** 0.5
 
     def iters(self, name: str) -> int:
-        """Length ``'warmup'``, ``'ramp'`` or ``'freeze'`` in iterations; ``'max'`` is that of the run."""
+        """Length ``'warmup'``, ``'ramp'``, ``'freeze'`` or ``'heads'`` in iterations; ``'max'`` is that of the run."""
         epochs = self.epochs if name == 'max' else getattr(self, f'{name}_epochs')
         if epochs is not None:
             return round(epochs * self.epoch_iters)
@@ -224,6 +228,7 @@ def _schedule(recipe: Recipe) -> Schedule:
             teacher_temp_iters=ramp,
             patch_loss_start=ramp,
             freeze_prototypes_iters=recipe.iters('freeze'),
+            **(dict(freeze_backbone_iters=heads) if (heads := recipe.iters('heads')) else {}),
         ),
         dict(type='SupernetCheckpointHook'),
     ]

@@ -2,40 +2,23 @@
 
 import argparse
 import importlib.util
-import os
 import re
-import shlex
-import subprocess
 import sys
 from functools import cache
-from pathlib import Path
 
 import pytest
+from documented import PAGES, ROOT, blocks, lines, words
 
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
 OTHER_PROGRAMS = {'pip', 'mim', 'source', 'torchrun', 'pre-commit', 'cd', 'ls', 'cat', 'git', 'export'}
 HANDS_OVER = {'tools/select_subnet.py': 'tools/export_subnet.py'}  # what it does not know itself
 
 
-def commands(page):
-    """Command lines of the bash blocks of a page, without comments, one each."""
-    for block in re.findall(r'```bash\n(.*?)```', page.read_text(), flags=re.S):
-        for line in re.sub(r'\\\n\s*', ' ', block).splitlines():
-            line = re.sub(r'(^|\s)#.*', '', line).strip()
-            if line:
-                yield line
-
-
-def words(line):
-    """Of a command, without optional brackets and without variables that are set before it."""
-    found = shlex.split(re.sub(r'[\[\]]', ' ', line))
-    while found and re.match(r'\w+=', found[0]):
-        found.pop(0)
-    return found
-
-
-COMMANDS = [pytest.param(line, id=f'{page.stem}: {line[:60]}') for page in PAGES for line in commands(page)]
+COMMANDS = [
+    pytest.param(line, id=f'{page.stem}: {line[:60]}')
+    for page in PAGES
+    for _, block in blocks(page, 'bash')
+    for line in lines(block)
+]
 
 
 @cache
@@ -68,6 +51,8 @@ def test_there_are_commands():
 @pytest.mark.parametrize('line', COMMANDS)
 def test_command_names_what_is_there(line):
     command = words(line)
+    while command and re.match(r'\w+=', command[0]):
+        command.pop(0)
     if not command:
         return  # a variable is set
     program, *arguments = command
@@ -96,21 +81,25 @@ def check_tool(tool, arguments):
     assert given <= known
 
 
-@pytest.mark.slow
-def test_the_tour_runs(tmp_path):
-    """README's first block of commands after `make demo`, on a shorter demo, as it stands."""
-    for name in ('tools', 'configs'):
-        (tmp_path / name).symlink_to(ROOT / name)
-    run = dict(cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(ROOT)}, capture_output=True, text=True)
-    demo = subprocess.run(
-        [sys.executable, 'tools/demo.py', '--cfg-options', 'recipe.max_iters=4', 'recipe.warmup_iters=1'], **run
-    )
-    assert demo.returncode == 0, demo.stderr[-2000:]
-    blocks = re.findall(r'```bash\n(.*?)```', (ROOT / 'README.md').read_text(), flags=re.S)
-    tour = next(block for block in blocks if block.startswith('CHECKPOINT='))
-    done = subprocess.run(
-        ['bash', '-e', '-c', tour.replace('iter_1000', 'iter_4').replace('python ', f'{sys.executable} ')], **run
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    for path in ('scores/knn.png', 'subnets/poa_48x3.safetensors', 'subnets/poa_96x6.py', 'exported/manifest.json'):
-        assert (tmp_path / 'work_dirs' / path).is_file()
+@pytest.mark.parametrize('line', [param for param in COMMANDS if 'pip install' in param.values[0]])
+def test_what_pip_installs_is_what_make_env_installs(line):
+    pins = (ROOT / 'requirements' / 'onedl.txt').read_text().splitlines()
+    extras = {path.stem for path in (ROOT / 'requirements').glob('*.txt')}
+    for word in words(line.replace('[', ':').replace(']', '')):
+        if '==' in word:
+            assert word in pins
+        if ':' in word:
+            assert word.partition(':')[2] in extras
+        if word.startswith('requirements/'):
+            assert (ROOT / word).is_file()
+
+
+@pytest.mark.parametrize('line', [param for param in COMMANDS if param.values[0].startswith('mim')])
+def test_what_mim_runs_is_there(line):
+    _, command, package, what, *arguments = words(line)
+    assert command in ('train', 'test', 'run')
+    if package == 'poa_mm':
+        folder, name = ('tools', f'{what}.py') if command == 'run' else ('configs', what)
+        assert list((ROOT / folder).rglob(name))
+    if command == 'run':
+        assert {word for word in arguments if word.startswith('-')} <= options_of(ROOT / 'tools' / f'{what}.py')

@@ -13,7 +13,7 @@ from mmengine.registry import init_default_scope
 from poa_mm.engine.launch import init_distributed, leave_distributed, read_config
 from poa_mm.engine.options import add_config_options
 from poa_mm.evaluation import evaluate_knn, load_backbone, print_table, save_report
-from poa_mm.evaluation.data import build_preprocessor
+from poa_mm.evaluation.data import open_data
 from poa_mm.mistakes import add_debug, check_out_dir, run_tool
 
 READS = ('model', 'knn', 'data_preprocessor', 'default_scope', 'work_dir', 'custom_imports')
@@ -53,8 +53,9 @@ def evaluate(args: argparse.Namespace) -> None:
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     init_distributed(args.launcher)
 
-    backbone = load_backbone(backbone_cfg, args.checkpoint, build_preprocessor(cfg))
-    results = evaluate_knn(cfg, backbone.to(get_device()), subnets)
+    data = open_data(cfg)  # what is missing comes to light before the weights are read
+    backbone = load_backbone(backbone_cfg, args.checkpoint, data.preprocessor)
+    results = evaluate_knn(cfg, backbone.to(get_device()), subnets, data=data)
     if is_main_process():
         paths = save_report(results, out_dir)
         print_table(results)

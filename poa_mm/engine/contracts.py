@@ -18,8 +18,10 @@ from mmengine.runner import Runner
 from torch import nn
 
 from poa_mm.datasets.classes import class_names, difference, parts_of, same_labels
+from poa_mm.models import POA
 
 from .hooks.model import model_of
+from .hooks.teacher_ema_hook import TeacherEMAHook
 from .preflight import missing_paths
 
 STATES = {'Adam': 2, 'Lion': 1, 'SGD': 1}  # tensors that an optimizer keeps of each parameter, by a part of its name
@@ -28,6 +30,7 @@ STATES = {'Adam': 2, 'Lion': 1, 'SGD': 1}  # tensors that an optimizer keeps of 
 def check_contracts(runner: Runner) -> None:
     """Check what a run would else find out late, or never.
 
+    - The teacher of a pre-training, from which subnets are cut, follows the student.
     - Labels of validation mean what those of training do: classes go by name.
     - The head has a class for each label.
     - The first image of validation goes through its pipeline.
@@ -38,17 +41,45 @@ def check_contracts(runner: Runner) -> None:
         runner: A runner that is about to train; its loops are built, if they are not yet.
 
     Raises:
-        ValueError: If classes differ, the head has too few, or a pipeline cannot work.
+        ValueError: If classes differ, the head has too few, a pipeline cannot work, or a teacher would not be trained.
         OSError: If the disk is too small for one checkpoint.
     """
     if runner.train_loop is None:
         return
+    _check_teacher(runner)
     names = class_names(runner.train_dataloader.dataset)
     _check_number(model_of(runner), names)
     if runner.val_loop is not None:
         _check_val(runner, names)
     _check_room(runner)
     _check_knn(runner.cfg)
+
+
+def check_frozen_teacher(model: nn.Module, starts_from_a_file: bool) -> None:
+    """Check that a frozen teacher that is the network which the run starts from can be.
+
+    Args:
+        model: The model of a run.
+        starts_from_a_file: Whether the run loads weights, or resumes.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    teacher = getattr(model, 'frozen_teacher', None)
+    if teacher is not None and teacher.is_source and not starts_from_a_file:
+        raise ValueError(
+            "model.frozen_teacher='source' is the network that the run starts from, and load_from names no file; "
+            'tools/warm_start.py makes one of weights that exist'
+        )
+
+
+def _check_teacher(runner: Runner) -> None:
+    follows = any(isinstance(hook, TeacherEMAHook) for hook in runner.hooks)
+    if isinstance(model_of(runner), POA) and not follows:
+        raise ValueError(
+            'custom_hooks lacks TeacherEMAHook: subnets are cut from the teacher, and it would stay untrained, with a '
+            'frozen teacher, too'
+        )
 
 
 def check_recorded_classes(meta: Mapping[str, Any], dataset: Any, checkpoint: str, key: str) -> None:

@@ -139,6 +139,7 @@ _MISSING = {
     'patch_loss_start': 'there will be no masks and no patch loss',
     'teacher_temp_iters': "the teacher's temperature will not reach its last value",
     'freeze_prototypes_iters': 'the prototypes will never be trained',
+    'freeze_backbone_iters': 'the backbone will never be trained',
 }
 
 

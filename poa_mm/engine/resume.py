@@ -32,6 +32,7 @@ from poa_mm.checkpoint import (
 from poa_mm.checkpoint.geometry import compare_normalisation
 from poa_mm.checkpoint.unpickling import History, is_inert
 from poa_mm.main_process import on_main
+from poa_mm.models.selfsup.frozen_teacher import NAME as FROZEN_TEACHER
 
 NAME = re.compile(r'(?:iter|epoch)_(\d+)\.pth')
 
@@ -73,12 +74,12 @@ def set_start(cfg: Config, resume: str | None = None) -> Path | None:
 
 
 def _is_initialised_from(config: Any, path: Path) -> bool:
-    """Whether an ``init_cfg`` in a nested config names this very file."""
+    """Whether an ``init_cfg`` in a nested config, but for that of a frozen teacher, names this very file."""
     if isinstance(config, Mapping):
         checkpoint = config.get('checkpoint')
         if config.get('type') == 'Pretrained' and isinstance(checkpoint, str):
             return Path(checkpoint).expanduser().absolute() == path.absolute()
-        config = config.values()
+        config = [value for key, value in config.items() if key != FROZEN_TEACHER]
     elif not isinstance(config, (list, tuple)):
         return False
     return any(_is_initialised_from(item, path) for item in config)

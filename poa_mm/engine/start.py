@@ -10,7 +10,7 @@ from poa_mm.checkpoint import SCHEME, read_checkpoint
 from poa_mm.models.frozen import silence_frozen
 
 from .console import ShortConsoleRunner
-from .contracts import check_contracts, check_recorded_classes
+from .contracts import check_contracts, check_frozen_teacher, check_recorded_classes
 from .hooks import StrictPretrainedHook
 from .hooks.model import model_of
 from .hooks.once import check_hooks
@@ -44,6 +44,7 @@ def build_runner(cfg: Config, resume: str | None = None) -> Runner:
     elif str(cfg.get('load_from')).startswith(SCHEME):
         start = cfg.load_from.removeprefix(SCHEME)
         check_start(read_checkpoint(start, weights=False), model_of(runner), start)
+    check_frozen_teacher(model_of(runner), bool(cfg.get('load_from')))
     silence_frozen(model_of(runner))
     check_contracts(runner)
     if resumed:

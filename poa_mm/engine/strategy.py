@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from poa_mm.checkpoint import CheckpointError, check_state, is_sharded
 from poa_mm.checkpoint.sharded import check_torch, load_tensors, optimizer_tensors, save_sharded
 from poa_mm.models.heads.multi_prototype_head import Projector, Prototypes
+from poa_mm.models.selfsup.frozen_teacher import complete
 
 from .console import ShortConsole
+from .pretrained import load_pretrained
 from .resume import SCHEME, read_run
 
 DTYPES = {'bfloat16': torch.bfloat16, 'float16': torch.float16, 'float32': torch.float32}
@@ -39,7 +41,8 @@ class FullyShardStrategy(ShortConsole, DDPStrategy):
       block: ranks deal subnets of different depths, and a block can only be gathered by all ranks at the same time. It
       also leaves :class:`~poa_mm.models.selfsup.early_backward.EarlyBackward` as it is: while a step lasts, the
       parameters are plain ones, and sharding acts before and after it.
-    - The teacher is the same network on all ranks. Its blocks and heads are gathered one at a time and freed.
+    - The teacher is the same network on all ranks. Its blocks and heads are gathered one at a time and freed. So is a
+      frozen teacher; of another family than the student's, as a whole.
 
     A strategy of mmengine's ``FlexibleRunner`` rather than a model wrapper of its ``Runner``, because the latter
     initialises weights after it has wrapped the model, and saves on rank 0 only. Its loops and hooks are the same.
@@ -65,6 +68,11 @@ class FullyShardStrategy(ShortConsole, DDPStrategy):
             raise ValueError('FullyShardStrategy needs a launcher, for one GPU, too: tools/dist_train.sh CONFIG GPUS')
         self.param_dtype = param_dtype
 
+    def _init_model_weights(self, model: nn.Module) -> nn.Module:
+        if model.frozen_teacher is not None:
+            load_pretrained(model, resize=True)  # strictly, as where a Runner is built
+        return super()._init_model_weights(model)
+
     def _wrap_model(self, model: nn.Module) -> nn.Module:
         from torch.distributed.device_mesh import init_device_mesh  # torch 2.1 lacks some of these
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
@@ -75,11 +83,14 @@ class FullyShardStrategy(ShortConsole, DDPStrategy):
         options = dict(mesh=init_device_mesh(get_device(), (get_world_size(),)))
         if self.param_dtype is not None:
             options['mp_policy'] = MixedPrecisionPolicy(DTYPES[self.param_dtype], reduce_dtype=torch.float32)
-        for module in model.teacher.modules():
+        teachers = [model.teacher['backbone']]
+        if model.frozen_teacher is not None:
+            teachers.append(model.frozen_teacher)
+        for module in (*model.teacher['head'].modules(), *(part for teacher in teachers for part in teacher.modules())):
             if isinstance(module, (model.backbone.block, Projector, Prototypes)):
                 fully_shard(module, **options)
-        teacher = fully_shard(model.teacher['backbone'], **options)
-        register_fsdp_forward_method(teacher, 'extract_features')
+        for teacher in teachers:
+            register_fsdp_forward_method(fully_shard(teacher, **options), 'extract_features')
         return fully_shard(model, **options)  # with the rest, which is the student
 
     def save_checkpoint(
@@ -133,8 +144,12 @@ class FullyShardStrategy(ShortConsole, DDPStrategy):
         """
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
+        state_dict = dict(state_dict)
+        if self.model.frozen_teacher is not None:
+            complete(self.model, state_dict)
+            state_dict = {name: _whole(value) for name, value in state_dict.items()}
         check_state(self.model.state_dict(), state_dict, 'the checkpoint')
-        set_model_state_dict(self.model, dict(state_dict), options=StateDictOptions(full_state_dict=True))
+        set_model_state_dict(self.model, state_dict, options=StateDictOptions(full_state_dict=True))
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
         """Load what the optimizer remembers, each rank its shards.
@@ -156,6 +171,11 @@ class FullyShardStrategy(ShortConsole, DDPStrategy):
         }
         load_tensors(path, optimizer_tensors(state))
         self.optim_wrapper.load_state_dict({**state_dict, 'state': state})
+
+
+def _whole(value: Tensor) -> Tensor:
+    """A tensor that is not sharded; all ranks take part."""
+    return value.full_tensor() if hasattr(value, 'full_tensor') else value
 
 
 def _to_fill(value: Tensor, param: Tensor) -> Tensor:

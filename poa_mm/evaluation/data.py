@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from mmengine.config import Config
 from mmengine.logging import print_log
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
@@ -51,12 +51,13 @@ def open_data(cfg: Config) -> EvaluationData:
             class in common.
     """
     entry = _checked_entry(cfg)
-    bank, query = (_build_loader(entry[name], f'knn.{name}') for name in ('bank', 'query'))
-    labels = _labels_of_query(class_names(bank.dataset), class_names(query.dataset))
-    if labels is not None:
-        dataset = dict(type=RelabelledDataset, dataset=entry['query']['dataset'], labels=labels)
-        query = _build_loader({**entry['query'], 'dataset': dataset}, 'knn.query')
-    return EvaluationData(bank, query, build_preprocessor(cfg), entry)
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmpretrain')):
+        bank, query = (_build_loader(entry[name], f'knn.{name}') for name in ('bank', 'query'))
+        labels = _labels_of_query(class_names(bank.dataset), class_names(query.dataset))
+        if labels is not None:
+            dataset = dict(type=RelabelledDataset, dataset=entry['query']['dataset'], labels=labels)
+            query = _build_loader({**entry['query'], 'dataset': dataset}, 'knn.query')
+        return EvaluationData(bank, query, build_preprocessor(cfg), entry)
 
 
 def _labels_of_query(known: Sequence[str] | None, names: Sequence[str] | None) -> list[int] | None:

@@ -24,7 +24,7 @@ from poa_mm.mistakes import check_out_dir
 from poa_mm.version import __version__
 
 from .backbone import load_backbone
-from .data import EvaluationData, build_preprocessor, open_data
+from .data import EvaluationData, open_data
 from .knn import evaluate_knn
 from .latency import describe_machine
 from .linear import evaluate_linear
@@ -78,11 +78,10 @@ def make_scorecard(
     backbone_cfg = (cfg.get('model') or {}).get('backbone')
     if backbone_cfg is None:
         raise ValueError("the config has no 'model.backbone'")
-    backbone = load_backbone(backbone_cfg, checkpoint, build_preprocessor(cfg))
+    data = open_data(cfg)  # its mistakes come to light before hours of work
+    backbone = load_backbone(backbone_cfg, checkpoint, data.preprocessor)
     if not hasattr(backbone, 'extract'):
         raise ValueError(f'{checkpoint} is of one network; a scorecard compares the subnets of a supernet')
-    data = open_data(cfg)  # its mistakes come to light before hours of work
-
     check_fits(backbone, settings)
 
     card: dict[str, Any] = dict(

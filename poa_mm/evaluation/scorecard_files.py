@@ -132,6 +132,7 @@ def describe(card: Mapping[str, Any]) -> list[str]:
     machine = ', '.join(f'{key} {value}' for key, value in card['machine'].items())
     lines = [
         f'{card["family"]}, {len(card["subnets"])} subnets, images of {"x".join(map(str, card["image_size"]))} pixels',
+        f'{card["space"]}',
         f'{machine}, {card["threads"]} thread{"s" if card["threads"] > 1 else ""}, {card["made"]}',
         f'checkpoint SHA-256 {card["checkpoint_sha256"]}',
         '1 GMAC is 10^9 multiply-adds; FLOPs, in the JSON and the CSV, are twice as many',

@@ -10,6 +10,7 @@ SPACES = dict(
     vitl=SubnetSpace(range(384, 1025, 64), range(12, 25)),
     swinb=SubnetSpace([96, 112, 128], range(6, 19)),
     r152=SubnetSpace([64, 96, 128], [[3], range(4, 9), range(6, 37), [3]]),
+    patches=SubnetSpace([384, 512], range(12, 25), patches=[8, 16, 32], native=16),
     two_depths=SubnetSpace([8, 16], [3, 40]),
     one=SubnetSpace([8], [3]),
     one_stage_of_many=SubnetSpace([8], [[1], list(range(1, 30))]),
@@ -17,8 +18,8 @@ SPACES = dict(
 
 
 def latency(subnet):
-    """Additive over blocks, with numbers that follow no law over widths."""
-    rng = random.Random(subnet.width)
+    """Additive over blocks, with numbers that follow no law over widths and patch sizes."""
+    rng = random.Random(f'{subnet.width} {subnet.patch}')
     stem, *stages = (rng.uniform(1, 10) for _ in range(5))
     blocks = [subnet.depth] if isinstance(subnet.depth, int) else subnet.depth
     return stem + sum(cost * n for cost, n in zip(stages, blocks))
@@ -34,7 +35,9 @@ def test_additive_costs_are_predicted_exactly(name, levels):
         assert fit.predict(subnet) == pytest.approx(latency(subnet), rel=1e-9)
 
 
-@pytest.mark.parametrize(('name', 'sizes'), [('vitl', (55, 11)), ('swinb', (15, 3)), ('r152', (75, 15))])
+@pytest.mark.parametrize(
+    ('name', 'sizes'), [('vitl', (55, 11)), ('swinb', (15, 3)), ('r152', (75, 15)), ('patches', (30, 6))]
+)
 def test_a_fifth_of_the_spread_is_held_out(name, sizes):
     space = SPACES[name]
     chosen = spread(space)
@@ -42,6 +45,7 @@ def test_a_fifth_of_the_spread_is_held_out(name, sizes):
     assert len(set(chosen.all)) == len(chosen.all) and set(chosen.all) <= set(space)
     assert space.smallest in chosen.fitted and space.largest in chosen.fitted
     assert {subnet.width for subnet in chosen.held_out} == set(space.widths)
+    assert {subnet.patch for subnet in chosen.held_out} == set(space.patches)
     assert set(chosen.all) <= set(spread(space, 9).all), 'what is timed is not given up when more is'
 
 
@@ -86,3 +90,11 @@ def test_what_cannot_be_fitted_is_refused():
         AdditiveFit({Subnet(8, 3): 1.0}).predict(Subnet(16, 3))
     with pytest.raises(ValueError, match='held out'):
         held_out_error({Subnet(8, 3): 1.0}, [])
+
+
+def test_patch_sizes_are_fitted_by_themselves():
+    fit = AdditiveFit({Subnet(8, depth, 4): float(depth) for depth in (1, 2)} | {Subnet(8, 1): 1.0, Subnet(8, 3): 5.0})
+    assert fit.predict(Subnet(8, 3, 4)) == pytest.approx(3) and fit.predict(Subnet(8, 2)) == pytest.approx(3)
+    message = r'width 8 with patch size 2 was not measured; measured are \[8 with patch size 4, 8\]'
+    with pytest.raises(ValueError, match=message):
+        fit.predict(Subnet(8, 3, 2))

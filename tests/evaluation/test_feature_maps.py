@@ -279,6 +279,18 @@ def test_colours_of_next_to_nothing():
         pca_colours([torch.rand(2, 8, 1, 1)])
 
 
+def test_networks_of_several_patch_sizes_in_one_picture(elastic_vit, images):
+    supernet = elastic_vit(patch_sizes=(8, 16))
+    networks = [network_of(supernet, Subnet(32, 2, patch)) for patch in (8, None)]
+    maps = [compute_maps(network, images) for network in networks]
+    height, width = images.shape[1:3]
+    assert [tuple(m.features.shape[2:]) for m in maps] == [(height // p, width // p) for p in (8, 16)]
+    assert all(m.attention.shape[2:] == m.features.shape[2:] for m in maps)
+    figure = draw_feature_maps(['a', 'b', 'c'], images, [network.name for network in networks], maps)
+    titles = [axes.get_title(loc='left') for axes in np.reshape(figure.axes, (3, 5))[0]]
+    assert titles == ['\nimage', '32x2p8\nPCA', '\nattention', '32x2\nPCA', '\nattention']
+
+
 # --- the picture ---------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 from torch.utils.data import DataLoader, Dataset
 
-from poa_mm.elastic import Subnet
+from poa_mm.elastic import Subnet, SubnetSpace
 from poa_mm.evaluation import (
     evaluate_knn,
     extract_features,
@@ -371,6 +371,20 @@ def test_report_of_two_stages_has_a_panel_for_each_width(tmp_path):
     assert [len(axes.texts) for axes in panels] == [155] * 3
     assert [label.get_text() for label in panels[0].get_yticklabels()] == ['4', '5', '6', '7', '8']
     assert max(figure.get_size_inches()) < 25
+
+
+def test_report_of_patch_sizes_has_a_panel_for_each():
+    space = SubnetSpace([384, 448, 512], [12, 13], patches=[8, 16, 32], native=16)
+    results = {str(subnet): dict(accuracy=0.5 + index / 100, k=10, **{'10': 0.5}) for index, subnet in enumerate(space)}
+    figure = draw_heat_map(results)
+    panels = [axes for axes in figure.axes if axes.get_title()]
+    assert [axes.get_title() for axes in panels] == ['patch size 8', 'patch size 32', 'native patch size']
+    assert {(axes.get_ylabel(), axes.get_xlabel()) for axes in panels} == {('width', 'depth')}
+    for axes, patch in zip(panels, (8, 32, None)):
+        shown = [text.get_text() for text in axes.texts]
+        assert shown == [f'{100 * results[str(s)]["accuracy"]:.1f}' for s in space if s.patch == patch]
+    alone = draw_heat_map({'384x12p8': results['384x12p8']})
+    assert [axes.get_title() for axes in alone.axes if axes.get_title()] == ['patch size 8']
 
 
 def test_failed_report_leaves_the_old_one(tmp_path, monkeypatch):

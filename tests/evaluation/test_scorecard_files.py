@@ -208,6 +208,20 @@ def test_page_says_that_nothing_fits_and_by_how_much(browse):
     assert 'Nothing fits' in text and 'Nearest: 48x3: parameters 0.131 M, 0.121 M too much' in text
 
 
+def test_page_shows_patch_sizes_by_shape(browse):
+    card = make_card(SubnetSpace([48, 96], [3, 6], patches=[4, 8, 16], native=8))
+    assert card['space'] in as_markdown(card) and 'patch sizes 4, 8, 16 (8 is native)' in card['space']
+    document = browse(card, mark='48x6p16')
+    assert chosen(document) == '48x6p16' and len(rows(document)) == 12
+    assert len(re.findall('<circle class="dot', document)) == 4
+    shapes = re.findall('<path class="dot[^>]* d="([^"]*)"', document) + re.findall(
+        '<path d="([^"]*)" class="dot', document
+    )
+    assert sum(shape.count('L') == 0 for shape in shapes) == sum(shape.count('L') == 1 for shape in shapes) == 4
+    legend = ['native patch size', 'patch size 4', 'patch size 16']
+    assert re.findall('</svg>([^<]*)</li>', document) == legend and not re.findall('</svg>[^<]*</li>', browse(CARD))
+
+
 def test_page_of_many_subnets(browse):
     card = make_card(SubnetSpace([64, 96, 128], [[3], range(4, 9), range(6, 37), [3]]))
     document = browse(card, x='memory', mark='96x3-6-20-3')

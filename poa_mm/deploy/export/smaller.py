@@ -67,14 +67,16 @@ def write_smaller(
         ``calibration``.
 
     Raises:
-        ExportError: If the config normalises images in another way than pre-training did, there is nothing to
-            calibrate on, or the score falls by more than ``options.allowed_loss``.
+        ExportError: If the config normalises images in another way than pre-training did or they are of another size
+            than the file takes, there is nothing to calibrate on, or the score falls by more than
+            ``options.allowed_loss``.
         ValueError: If the config's images cannot be scored.
     """
     source = folder / f'{network.name}.onnx'
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         _check_normalisation(network, options.config)
         data = open_data(options.config)
+        _check_size(network, options, data)
         before = _score(source, network, options, data)
         progress(f'{network.subnet}: k-NN accuracy {before:.4f} in float32')
         for kind in ('fp16', 'int8'):
@@ -116,6 +118,16 @@ def _check_normalisation(network: ExportNetwork, config: Mapping[str, Any]) -> N
                 f'the config normalises images in another way than the pre-training did: {name} {other}, in the '
                 f'checkpoint {mine} (of values in [0, 1])'
             )
+
+
+def _check_size(network: ExportNetwork, options: ExportOptions, data: EvaluationData) -> None:
+    """Check that the images to score are of the size that the file takes."""
+    size = tuple(data.query.dataset[0]['inputs'].shape[-2:])
+    if not options.dynamic_size and size != tuple(network.image_size):
+        raise ExportError(
+            f"the images of the config's entry 'knn' are {size[0]} x {size[1]} pixels, the file takes "
+            f'{network.image_size[0]} x {network.image_size[1]}; dynamic_size takes others'
+        )
 
 
 def _score(path: Path, network: ExportNetwork, options: ExportOptions, data: EvaluationData) -> float:

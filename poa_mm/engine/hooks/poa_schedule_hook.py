@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from torch.optim import Optimizer
 
 from poa_mm.models.selfsup.batch import check_masks
 
@@ -16,10 +17,12 @@ from .once import OnceHook
 if TYPE_CHECKING:
     from poa_mm.models.selfsup import POA
 
+BACKBONE = 'backbone'  # what its parameter groups name as their module
+
 
 @HOOKS.register_module()
 class POAScheduleHook(OnceHook):
-    """Schedules the teacher temperature, the patch loss and the freezing of the prototypes.
+    """Schedules the teacher temperature, the patch loss and what is frozen for a while: prototypes, the backbone.
 
     All lengths are in iterations. The temperature in force is logged as ``teacher_temp``.
 
@@ -29,6 +32,9 @@ class POAScheduleHook(OnceHook):
         patch_loss_start: First iteration with patch loss and masks. Default: 0.
         freeze_prototypes_iters: Iterations in which the prototype layers keep their weights; needs
             :class:`~poa_mm.engine.POAOptimWrapperConstructor`. Default: 0.
+        freeze_backbone_iters: Iterations in which only the heads are trained, which a run needs that starts from a
+            trained backbone with fresh heads. The optimizer gets no gradient of the backbone, so neither weight decay
+            nor momentum moves it, and it remembers nothing of that time. Needs the same constructor. Default: 0.
 
     Raises:
         ValueError: If a temperature is not positive or a length is negative.
@@ -40,6 +46,7 @@ class POAScheduleHook(OnceHook):
         teacher_temp_iters: int = 0,
         patch_loss_start: int = 0,
         freeze_prototypes_iters: int = 0,
+        freeze_backbone_iters: int = 0,
     ):
         if len(teacher_temp) != 2 or min(teacher_temp) <= 0:
             raise ValueError(f'teacher_temp {teacher_temp} must be two positive numbers')
@@ -47,6 +54,7 @@ class POAScheduleHook(OnceHook):
             teacher_temp_iters=teacher_temp_iters,
             patch_loss_start=patch_loss_start,
             freeze_prototypes_iters=freeze_prototypes_iters,
+            freeze_backbone_iters=freeze_backbone_iters,
         )
         if min(lengths.values()) < 0:
             raise ValueError(f'lengths must not be negative; got {lengths}')
@@ -54,6 +62,8 @@ class POAScheduleHook(OnceHook):
         self.teacher_temp_iters = teacher_temp_iters
         self.patch_loss_start = patch_loss_start
         self.freeze_prototypes_iters = freeze_prototypes_iters
+        self.freeze_backbone_iters = freeze_backbone_iters
+        self._backbone_frozen = False
         self._frozen: list[tuple[dict, float]] = []
         self._masks_checked = False
 
@@ -65,16 +75,28 @@ class POAScheduleHook(OnceHook):
         return start + (end - start) * iteration / (self.teacher_temp_iters - 1)
 
     def before_train(self, runner: Runner) -> None:
-        """Check that there are prototypes to freeze.
+        """Check that there is something to freeze, and listen to the optimizer.
 
         Raises:
             ValueError: If freezing is asked for and no parameter group is marked.
         """
         groups = runner.optim_wrapper.param_groups
-        if self.freeze_prototypes_iters and not any(group.get('prototypes') for group in groups):
-            raise ValueError(
-                'freeze_prototypes_iters needs parameter groups marked by constructor=POAOptimWrapperConstructor'
-            )
+        for name, marked in (
+            ('freeze_prototypes_iters', any(group.get('prototypes') for group in groups)),
+            ('freeze_backbone_iters', any(group.get('module') == BACKBONE for group in groups)),
+        ):
+            if getattr(self, name) and not marked:
+                raise ValueError(f'{name} needs parameter groups marked by constructor=POAOptimWrapperConstructor')
+        if runner.iter < self.freeze_backbone_iters:
+            runner.optim_wrapper.optimizer.register_step_pre_hook(self._spare_backbone)
+
+    def _spare_backbone(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        """Take the gradients of the backbone away: an optimizer leaves parameters without gradient alone."""
+        if self._backbone_frozen:
+            for group in optimizer.param_groups:
+                if group.get('module') == BACKBONE:
+                    for param in group['params']:
+                        param.grad = None
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
         """Set the values of this iteration.
@@ -88,6 +110,7 @@ class POAScheduleHook(OnceHook):
         model.teacher_temp = self.teacher_temp_at(runner.iter)
         model.patch_loss_active = runner.iter >= self.patch_loss_start
         runner.message_hub.update_scalar('train/teacher_temp', model.teacher_temp)
+        self._backbone_frozen = runner.iter < self.freeze_backbone_iters
         if runner.iter < self.freeze_prototypes_iters:
             for group in runner.optim_wrapper.param_groups:
                 if group.get('prototypes'):

@@ -8,6 +8,7 @@ from mmengine.runner import Runner
 
 from poa_mm.checkpoint import SUPERNET_KEY, describe_supernet
 from poa_mm.elastic import SubnetDeck
+from poa_mm.models.selfsup.frozen_teacher import check_same, drop
 
 from ..loops import ResumableTrainLoop
 from .model import model_of
@@ -21,6 +22,9 @@ class SupernetCheckpointHook(OnceHook):
     With the network's description, extraction and evaluation need no config and execute nothing. The deck of
     subnets is seeded with the run's seed. After a resume, it goes on where it was, on every rank, and so does the
     data of a :class:`~poa_mm.engine.ResumableTrainLoop`.
+
+    A run that only starts from a file has a frozen teacher of its own, not that of the run which wrote the file. One
+    that is resumed goes on with that of the checkpoint, with which the file that the config names is compared.
     """
 
     _loaded: dict | None = None
@@ -35,8 +39,17 @@ class SupernetCheckpointHook(OnceHook):
             deck.seed = seed[0]
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Keep the entry ``poa`` until it is known whether this is a resume."""
+        """Keep the entry ``poa`` until it is known whether this is a resume; look at the frozen teacher.
+
+        Raises:
+            CheckpointError: If a resumed run's frozen teacher is another one now.
+        """
         self._loaded = checkpoint.get(SUPERNET_KEY, {})
+        weights, teacher = checkpoint.get('state_dict'), model_of(runner).frozen_teacher
+        if not runner.cfg.get('resume'):
+            drop(weights or {})
+        elif teacher is not None:
+            check_same(teacher, weights or {})
 
     def before_train(self, runner: Runner) -> None:
         """Restore deck and data of a resumed run; one that only starts from weights (``load_from``) has its own.

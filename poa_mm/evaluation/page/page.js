@@ -72,6 +72,20 @@ function colour(width) {
   return `color-mix(in oklab, var(--high) ${Math.round(100 * share)}%, var(--low))`;
 }
 
+// Of a supernet with patches of several sizes, each size has a shape of its own; the native one is a circle.
+const patchOf = (row) => Number((row.subnet.match(/p(\d+)$/) ?? [])[1] ?? 0);
+const patches = [...new Set(card.subnets.map(patchOf))].sort((a, b) => a - b);
+const SHAPES = [
+  (x, y, r) => `M${x - r},${y - r}h${2 * r}v${2 * r}h${-2 * r}Z`,
+  (x, y, r) => `M${x},${y - 1.2 * r}L${x + 1.2 * r},${y + r}H${x - 1.2 * r}Z`,
+  (x, y, r) => `M${x},${y - 1.4 * r}L${x + 1.4 * r},${y}L${x},${y + 1.4 * r}L${x - 1.4 * r},${y}Z`,
+];
+function drawDot(parent, patch, [cx, cy], r, attributes) {
+  if (!patch) return drawn(parent, 'circle', { ...attributes, cx, cy, r });
+  const shape = SHAPES[patches.filter((size) => size).indexOf(patch) % SHAPES.length];
+  return drawn(parent, 'path', { ...attributes, d: shape(cx, cy, r) });
+}
+
 function ticks(low, high, count) {
   const rough = (high - low) / count;
   const power = 10 ** Math.floor(Math.log10(rough));
@@ -137,7 +151,8 @@ function drawChart(chosen, front) {
     const [cx, cy] = at(row);
     const tint = colour(parseInt(row.subnet));
     const hollow = quantity.predicted && isPredicted(row) ? ' predicted' : '';
-    drawn(svg, 'circle', { class: `dot${hollow}${fits(row) ? '' : ' out'}`, cx, cy, r: size, style: `fill:${tint};stroke:${tint}` });
+    const look = { class: `dot${hollow}${fits(row) ? '' : ' out'}`, style: `fill:${tint};stroke:${tint}` };
+    drawDot(svg, patchOf(row), [cx, cy], size, look);
     points.push({ row, cx, cy });
   }
   if (limit !== undefined && limit >= x0 && limit <= x1) {
@@ -361,7 +376,13 @@ function start() {
   }
   const ramp = element('li', {}, `width ${widths[0]}`, ...$('legend').childNodes, element('span', { style: 'margin-left:4px' }, widths.length > 1 ? `to ${widths[widths.length - 1]}` : ''));
   const item = (mark, text) => element('li', {}, element('i', { className: mark }), text);
-  $('legend').replaceChildren(ramp, item('full', 'measured'), item('hollow', 'predicted'), item('step', 'Pareto front'));
+  const shapes = patches.length > 1 ? patches.map((patch) => {
+    const svg = document.createElementNS('http://www.w3.org/2000/svg', 'svg');
+    for (const [key, value] of Object.entries({ width: 14, height: 14, 'aria-hidden': true })) svg.setAttribute(key, value);
+    drawDot(svg, patch, [7, 7], 4.5, { fill: 'currentColor' });
+    return element('li', {}, svg, patch ? `patch size ${patch}` : 'native patch size');
+  }) : [];
+  $('legend').replaceChildren(ramp, ...shapes, item('full', 'measured'), item('hollow', 'predicted'), item('step', 'Pareto front'));
   makeBudgets();
   makeHead();
   $('clear').addEventListener('click', () => { state.max = {}; state.mark = null; render(); });

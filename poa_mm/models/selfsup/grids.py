@@ -56,6 +56,11 @@ class GridChange(NamedTuple):
             rows = hidden[views, cells] / covered.clamp(min=torch.finfo(covered.dtype).tiny)
         return torch.where(covered > 0, rows, torch.ones_like(rows)).to(patches.dtype)
 
+    def averaged(self, patches: Tensor) -> Tensor:
+        """Features of all native patches ``(2B, N, D)``, each the mean of the student's ``(2B, N', D)`` by area."""
+        with torch.autocast(patches.device.type, enabled=False):
+            return (self.overlaps @ patches.float()).to(patches.dtype)
+
     def shares(self, shares: Tensor, native_masks: Tensor, masked: Tensor) -> Tensor:
         """What the rows count for, ``(M,)``, of what they count for on the native grid, ``shares``.
 

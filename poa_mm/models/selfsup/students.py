@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..backbones.elastic_backbone import Features
 from ..losses import Targets, prototype_loss
 
 
@@ -17,10 +18,13 @@ class StudentOutput(NamedTuple):
     Args:
         features: Class features, ``(2B, width)`` or ``(L * B, width)``.
         embeddings: Of each head, of the class features, then of the masked patches, ``(2B + M, C)`` or ``(L * B, C)``.
+        mapped: Class and patch features of global crops in the space of another network that teaches, if they are to
+            match. Default: None.
     """
 
     features: Tensor
     embeddings: list[Tensor]
+    mapped: Features | None = None
 
 
 class StudentLoss(NamedTuple):

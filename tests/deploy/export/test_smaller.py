@@ -72,6 +72,17 @@ def test_another_normalisation_is_refused(export_network, config, preprocessors,
         list(smaller.write_smaller(export_network('vit', '32x2', 'bgr'), tmp_path, options, print))
 
 
+def test_images_of_another_size_are_refused(export_network, config, tmp_path):
+    for name in ('bank', 'query'):
+        config.knn[name].dataset.pipeline[1].scale = 32
+    with pytest.raises(ExportError, match="entry 'knn' are 32 x 32 pixels, the file takes 64 x 64; dynamic_size takes"):
+        list(
+            smaller.write_smaller(
+                export_network('vit', '32x2', 'bgr'), tmp_path, ExportOptions(fp16=True, config=config), print
+            )
+        )
+
+
 def test_calibration_images_are_spread(export_network, config, pictures, tmp_path, monkeypatch):
     network = export_network('vit', '32x2', 'bgr')
     monkeypatch.setattr(smaller, 'CALIBRATION_IMAGES', 10)

@@ -1,3 +1,4 @@
+import copy
 from itertools import pairwise
 
 import pytest
@@ -104,3 +105,87 @@ def test_masks_that_never_take_effect_need_not_be_there(run_config, build_runner
     runner = build_runner(run_config)
     runner.train()
     assert runner.iter == 4
+
+
+# --- heads first ------------------------------------------------------------------------------
+
+
+class Weights(Hook):
+    """The student before each iteration and after the run; what the optimizer remembers of the backbone."""
+
+    priority = 'VERY_LOW'
+
+    def __init__(self):
+        self.backbone, self.teacher, self.head, self.remembered = [], [], [], []
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.snapshot(runner)
+
+    def after_train(self, runner):
+        self.snapshot(runner)
+
+    def snapshot(self, runner):
+        model = runner.model
+        for record, module in (
+            (self.backbone, model.backbone),
+            (self.teacher, model.teacher['backbone']),
+            (self.head, model.head),
+        ):
+            record.append({name: value.clone() for name, value in module.state_dict().items()})
+        state = runner.optim_wrapper.optimizer.state
+        self.remembered.append(sum(bool(state.get(param)) for param in model.backbone.parameters()))
+
+
+def equal(first, second):
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def heads_first(run_config, build_runner, iters, **optimizer):
+    run_config.custom_hooks[1].freeze_backbone_iters = iters
+    run_config.optim_wrapper.optimizer = dict(**optimizer, weight_decay=0.5)
+    weights = Weights()
+    runner = build_runner(run_config)
+    runner.register_hook(weights)
+    runner.train()
+    return runner, weights
+
+
+@pytest.mark.parametrize('optimizer', [dict(type='AdamW', lr=0.01), dict(type='SGD', lr=0.1, momentum=0.9)], ids=str)
+def test_the_backbone_waits_for_the_heads(run_config, build_runner, optimizer):
+    """To the last bit, whatever weight decay and momentum would do; so does its average."""
+    _, weights = heads_first(run_config, build_runner, 2, **optimizer)
+    changed = [not equal(*pair) for pair in pairwise(weights.backbone)]
+    assert changed == [False, False, True, True]
+    assert [not equal(*pair) for pair in pairwise(weights.teacher)] == changed
+    assert all(not equal(*pair) for pair in pairwise(weights.head))
+    assert weights.remembered[:3] == [0, 0, 0] and weights.remembered[3] > 0
+
+
+def test_heads_first_under_accumulation(run_config, build_runner):
+    """An update counts as that of the iteration which makes it."""
+    run_config.optim_wrapper.accumulative_counts = 2
+    _, weights = heads_first(run_config, build_runner, 2, type='AdamW', lr=0.01)
+    assert [not equal(*pair) for pair in pairwise(weights.backbone)] == [False, False, False, True]
+    assert [not equal(*pair) for pair in pairwise(weights.head)] == [False, True, False, True]
+
+
+@pytest.mark.parametrize('interrupted', [1, 3])
+def test_heads_first_and_resumed(run_config, build_runner, interrupted):
+    run_config.train_cfg.update(type='ResumableTrainLoop', max_iters=interrupted)
+    run_config.train_dataloader.sampler.type = 'ResumableSampler'
+    whole = copy.deepcopy(run_config)
+    whole.train_cfg.max_iters, whole.work_dir = 4, f'{run_config.work_dir}_whole'
+    run_config.custom_hooks[0].momentum = whole.custom_hooks[0].momentum = (0.9, 0.9)  # of any length
+    expected, _ = heads_first(whole, build_runner, 2, type='AdamW', lr=0.01)
+    heads_first(run_config, build_runner, 2, type='AdamW', lr=0.01)
+    run_config.train_cfg.max_iters, run_config.resume = 4, True
+    found, weights = heads_first(run_config, build_runner, 2, type='AdamW', lr=0.01)
+    assert len(weights.backbone) == 4 - interrupted + 1
+    assert equal(found.model.state_dict(), expected.model.state_dict())
+
+
+def test_heads_first_needs_marked_groups(run_config, build_runner):
+    run_config.custom_hooks[1].freeze_backbone_iters = 1
+    run_config.optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1))
+    with pytest.raises(ValueError, match=r'freeze_backbone_iters needs .*POAOptimWrapperConstructor$'):
+        build_runner(run_config).train()
