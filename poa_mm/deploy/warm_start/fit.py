@@ -14,10 +14,9 @@ from poa_mm.checkpoint import CheckpointError, Resizing, check_state, compare, d
 from poa_mm.checkpoint.resizing import EMBEDDING, position_index, resize_embedding, resize_patches
 from poa_mm.models.backbones.elastic_backbone import ElasticBackbone
 
-from .layouts import RESNET, SWIN, VIT
+from .layouts import SWIN, VIT
 from .source import OURS, Source, unshifted
 
-FAMILIES = {VIT: 'ViT', SWIN: 'Swin', RESNET: 'ResNet'}
 INDEX = 'relative_position_index'
 
 
@@ -40,16 +39,12 @@ def fit(source: Source, backbone: ElasticBackbone) -> Fitted:
 
     Args:
         source: The source.
-        backbone: Whose full size is that of the source.
+        backbone: Of its family, whose full size is that of the source.
 
     Raises:
         CheckpointError: If it is another network; names what differs, in the source and in the config.
     """
-    kind = type(backbone).__name__
-    if kind != source.family:
-        raise CheckpointError(
-            f'{source.path}: {source.layout} is a {FAMILIES[source.family]}, the backbone of the config is {kind}'
-        )
+    kind = source.family
     theirs, weights, changes = dict(source.config), dict(source.weights), []
     ours = backbone.extract(backbone.space.largest)[0]
     _check_sizes(source, theirs, ours)
@@ -83,7 +78,8 @@ def _check_sizes(source: Source, theirs: Mapping[str, Any], ours: Mapping[str, A
         if theirs.get(key) != ours.get(key)
     ]
     if wrong:
-        taken = f'; the file does not say: {", ".join(source.assumed)}' if source.assumed else ''
+        unseen = {'num_heads', 'num_groups'} & {key for key in ours if theirs.get(key) != ours[key]}
+        taken = f'; the file does not say: {", ".join(source.assumed)}' if unseen and source.assumed else ''
         raise CheckpointError(f'{source.path} is not of the network of the config: {"; ".join(wrong)}{taken}')
 
 

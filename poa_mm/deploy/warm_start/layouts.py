@@ -239,7 +239,8 @@ def recognise(weights: Mapping[str, Tensor], what: object) -> Found:
             if re.fullmatch(pattern, part):
                 raise CheckpointError(f'{what}: {full} is of {parts}. Such weights cannot be taken')
         if _is_beside(name, full, prefix) or (has_decoder and name == 'mask_token'):
-            left_out[f'{full.split(".")[0]}.*' if '.' in full else full] = None
+            first = (prefix if name is not None else '') + part.split('.')[0]
+            left_out[first if first == full else f'{first}.*'] = None
             continue
         new = None if name is None else _renamed(name, layout.rules)
         if new is None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
 from mmengine.config import Config
 from mmengine.dataset import default_collate
 from mmengine.device import get_device
+from mmengine.registry import DefaultScope
 from mmpretrain.registry import DATASETS
 from torch import Tensor, nn
 
@@ -136,11 +138,12 @@ def images_of(config: Config, folder: str | os.PathLike | None, number: int, dev
         found = guess_dataset(os.fspath(folder))
         kept = {} if found['type'] != 'ImageFolder' else kept
         dataset = dict(**found, **kept, with_label=False, pipeline=pipeline)
-    built = DATASETS.build(dataset)
+    with _scope(config):
+        built = DATASETS.build(dataset)
+        preprocessor = build_preprocessor(config).to(device)
     if number < 1 or not len(built):
         raise ValueError(f'there are {len(built)} images, of which {number} are asked for')
     number = min(number, len(built))
-    preprocessor = build_preprocessor(config).to(device)
 
     def prepared() -> Iterator[Tensor]:
         for index in range(number):
@@ -179,11 +182,17 @@ def score_orders(
     try:
         for order in reversed(ORDERS):
             backbone.load_state_dict(order_weights(backbone, order, images() if order == 'taylor' else ()).weights)
-            scores[order] = evaluate_knn(config, backbone, subnets, progress)
+            with _scope(config):
+                scores[order] = evaluate_knn(config, backbone, subnets, progress)
             backbone.load_state_dict(kept)
     finally:
         backbone.load_state_dict(kept)
     return scores
+
+
+def _scope(config: Config) -> AbstractContextManager:
+    """In which the names in a config are looked up, as in a run."""
+    return DefaultScope.overwrite_default_scope(config.get('default_scope') or 'mmpretrain')
 
 
 def device_for(backbone: nn.Module) -> Any:

@@ -99,8 +99,8 @@ def warm_start(
     if Path(out).absolute() == find_file(weights).absolute():
         raise ValueError(f'{out} is the file of the weights, which would be lost')
     model_config = config_of_model(config)
-    model = build_poa(model_config)
-    source = read_source(weights, Asked(tuple(model.backbone.img_size), heads, groups))
+    model = _new(model_config, seed)
+    source = read_source(weights, Asked(tuple(model.backbone.img_size), type(model.backbone).__name__, heads, groups))
     normalisation = _check_normalisation(source, model_config.get('data_preprocessor') or {})
     fitted = fit(source, model.backbone)
     library, difference = _check(source, fitted, model_config['backbone'])
@@ -115,7 +115,8 @@ def warm_start(
     found = score_orders(config, backbone, subnets, some_images, progress) if scores else None
     ordered = order_weights(backbone, order, some_images() if order == 'taylor' else ())
     backbone.cpu()
-    _fill(model, ordered.weights, seed)
+    model.backbone.load_state_dict(ordered.weights)
+    model.reset_teacher()
     meta = {
         'epoch': 0,
         'iter': 0,
@@ -198,19 +199,19 @@ def _check(source: Source, fitted: Fitted, backbone_config: Mapping[str, Any]) -
     return reference.library, compare_features(backbone, reference, source.path)
 
 
-def _fill(model: POA, weights: Mapping[str, Tensor], seed: int) -> None:
-    """Give student and teacher the weights, and new heads."""
+def _new(model_config: Mapping[str, Any], seed: int) -> POA:
+    """The model with new heads."""
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel(logging.WARNING)  # mmengine logs every parameter
     try:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
+            model = build_poa(model_config)
             model.head.init_weights()
     finally:
         logger.setLevel(level)
-    model.backbone.load_state_dict(weights)
-    model.reset_teacher()
+    return model
 
 
 def write_start(out: str | os.PathLike, model: POA, model_config: Mapping[str, Any], meta: Mapping[str, Any]) -> None:

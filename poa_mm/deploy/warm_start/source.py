@@ -22,6 +22,7 @@ from poa_mm.models.backbones.elastic_resnet import resnet_config
 from .files import Tensors, find_file, read_tensors
 from .layouts import RESNET, SWIN, VIT, Found, blocks_in, recognise
 
+FAMILY_NAMES = {VIT: 'ViT', SWIN: 'Swin', RESNET: 'ResNet'}
 HEAD_DIM = 64  # channels of a head in every ViT of timm, DINO, DINOv2, MAE and DeiT
 GROUPS = 32  # of the GroupNorms of timm's ResNets
 OURS = EXTRACTED, SUPERNET = ('an extracted subnet', 'a checkpoint of POA')
@@ -63,11 +64,13 @@ class Asked(NamedTuple):
 
     Args:
         image_size: Height and width in pixels of the config.
+        family: Name of the class of its backbone.
         heads: Attention heads of a ViT. Default: None, what the file says, or heads of 64 channels.
         groups: Of the norms of a ResNet. Default: None, 32.
     """
 
     image_size: tuple[int, int]
+    family: str
     heads: int | None = None
     groups: int | None = None
 
@@ -86,11 +89,12 @@ def read_source(path: str | os.PathLike, asked: Asked) -> Source:
     path = find_file(path)
     content = read_checkpoint(path)
     if SUPERNET_KEY in content:
-        return _supernet(path)
+        return _supernet(path, asked)
     tensors = read_tensors(path, content)
     if (description := description_of(tensors.meta, path)) is not None:
         config = json.loads(tensors.meta['backbone'])
         family = FAMILIES[config['type']].__name__
+        _check_family(path, EXTRACTED, family, asked)
         return Source(
             path=path,
             layout=EXTRACTED,
@@ -105,6 +109,7 @@ def read_source(path: str | os.PathLike, asked: Asked) -> Source:
             assumed=[],
         )
     found = recognise(tensors.weights, path)
+    _check_family(path, found.layout.name, found.layout.family, asked)
     config, weights, assumed = _CONVERT[found.layout.family](found, tensors, asked)
     return Source(
         path=path,
@@ -121,9 +126,16 @@ def read_source(path: str | os.PathLike, asked: Asked) -> Source:
     )
 
 
-def _supernet(path: Path) -> Source:
+def _check_family(path: Path, layout: str, family: str, asked: Asked) -> None:
+    if family != asked.family:
+        kind = FAMILY_NAMES[family]
+        raise CheckpointError(f'{path}: {layout} is a {kind}, the backbone of the config is {asked.family}')
+
+
+def _supernet(path: Path, asked: Asked) -> Source:
     """The largest network of a checkpoint of POA."""
     backbone, description = load_teacher(path)
+    _check_family(path, SUPERNET, type(backbone).__name__, asked)
     config, weights = backbone.extract(backbone.space.largest)
     weights['mask_token'] = backbone.mask_token.detach().clone()
     normalisation = normalisation_of(description)
