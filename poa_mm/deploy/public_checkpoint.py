@@ -25,6 +25,7 @@ from poa_mm.checkpoint import (
 )
 from poa_mm.mistakes import check_out_file
 from poa_mm.models import POA
+from poa_mm.models.selfsup.frozen_teacher import drop
 from poa_mm.version import __version__
 
 from .staged_files import StagedFiles, save_to
@@ -257,6 +258,7 @@ def import_public_checkpoint(
         # A copy of its own type: public checkpoints may be in half precision.
         state.update({prefix + key: value.to(expected[key].dtype).clone() for key, value in weights.items()})
 
+    drop(state)  # a frozen teacher gets its weights where a run starts
     entry = describe_supernet(model_config)
     if model.deck is not None:
         entry['deck'] = model.deck.state_dict()

@@ -20,6 +20,7 @@ from poa_mm.deploy.public_checkpoint import build_poa, config_of_model
 from poa_mm.deploy.staged_files import StagedFiles, save_to
 from poa_mm.elastic import Subnet
 from poa_mm.models import POA
+from poa_mm.models.selfsup.frozen_teacher import drop
 from poa_mm.version import __version__
 
 from .files import find_file
@@ -226,7 +227,9 @@ def write_start(out: str | os.PathLike, model: POA, model_config: Mapping[str, A
     entry = describe_supernet(model_config)
     if model.deck is not None:
         entry['deck'] = model.deck.state_dict()
-    checkpoint = {'meta': dict(meta), 'state_dict': dict(model.state_dict()), 'message_hub': {}, SUPERNET_KEY: entry}
+    weights = dict(model.state_dict())
+    drop(weights)  # a frozen teacher gets its weights where a run starts
+    checkpoint = {'meta': dict(meta), 'state_dict': weights, 'message_hub': {}, SUPERNET_KEY: entry}
     out = Path(out)
     with StagedFiles(out.parent) as files:
         files.add(out.name, lambda temporary: save_to(temporary, checkpoint))

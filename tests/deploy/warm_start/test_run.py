@@ -54,6 +54,19 @@ def test_images_and_patches_of_another_size(vit, config_of, save, tmp_path):
         assert_close(found, vit(images)[0], rtol=0, atol=1e-4)
 
 
+def test_a_frozen_teacher_is_what_the_run_starts_from(vit, config_of, save, tmp_path):
+    """The file does not hold it: it would be there twice."""
+    config = config_of('vit')
+    config.model.frozen_teacher = 'source'
+    warm_start(config, save(vit.state_dict()), tmp_path / 'start.pth', heads=4)
+    state = read_checkpoint(tmp_path / 'start.pth')['state_dict']
+    assert not [name for name in state if name.startswith('frozen_teacher')]
+    model = MODELS.build(config.model)
+    model.load_state_dict(state)
+    assert model.frozen_teacher.loaded
+    assert_close(model.frozen_teacher.backbone.state_dict(), teacher_of(tmp_path / 'start.pth'), rtol=0, atol=0)
+
+
 def test_larger_patches_see_the_same(vit, config_of, save, tmp_path):
     """Images twice as large give the features of the original ones, if patches are, too."""
     warm_start(config_of('vit', img_size=64, patch_size=16), save(vit.state_dict()), tmp_path / 'start.pth', heads=4)
