@@ -27,7 +27,7 @@ from poa_mm.elastic import (
     swin_cost,
 )
 
-from .elastic_backbone import Features, OnePatchSize, map_features, run_block
+from .elastic_backbone import BatchPart, Features, OnePatchSize, map_features, run_block
 from .elastic_swin_layers import NORM_EPS, ElasticSwinBlock, ElasticSwinStage, ElasticSwinStem
 from .elastic_transformer import dropout
 from .swin_config import ELASTIC_STAGE, stage_depths, swin_config
@@ -244,9 +244,11 @@ class ElasticSwinTransformer(OnePatchSize, SwinTransformer):
         maps = enumerate(self._stage_outputs(x, subnet, mask))
         return tuple(self._feature_map(stage, *output) for stage, output in maps if stage in self.out_indices)
 
-    def extract_features(self, x: Tensor, subnet: Subnet | None = None, mask: Tensor | None = None) -> Features:
-        """Class and patch features from the last stage; arguments and errors as :meth:`forward`."""
-        *_, output = self._stage_outputs(x, subnet, mask)
+    def extract_features(
+        self, x: Tensor, subnet: Subnet | None = None, mask: Tensor | None = None, part: BatchPart | None = None
+    ) -> Features:
+        """Class and patch features from the last stage; as :meth:`forward`, ``part`` as of ``add_branch``."""
+        *_, output = self._stage_outputs(x, subnet, mask, part)
         return map_features(self._feature_map(self.num_layers - 1, *output))
 
     @staticmethod
@@ -260,7 +262,7 @@ class ElasticSwinTransformer(OnePatchSize, SwinTransformer):
         return Subnet(network.embed_dims, network.depths[ELASTIC_STAGE])
 
     def _stage_outputs(
-        self, x: Tensor, subnet: Subnet | None, mask: Tensor | None
+        self, x: Tensor, subnet: Subnet | None, mask: Tensor | None, part: BatchPart | None = None
     ) -> Iterator[tuple[Tensor, tuple[int, int]]]:
         """Tokens ``(B, rows * columns, channels)`` that leave the blocks of each stage, and their grid."""
         subnet = self.space.parse(subnet or self.space.largest)
@@ -279,7 +281,7 @@ class ElasticSwinTransformer(OnePatchSize, SwinTransformer):
         x = self.drop_after_pos(x)
         for stage, blocks in zip(self.stages, self._blocks(subnet)):
             for block in blocks:
-                x = run_block(block, x, grid, with_cp=self.with_cp)
+                x = run_block(block, x, grid, part, with_cp=self.with_cp)
             yield x, grid
             if stage.downsample is not None:
                 x, grid = stage.downsample(x, grid)
