@@ -67,6 +67,7 @@ def test_a_handful_of_graphs_serves_all_subnets(model, step, with_cp):
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_the_same_graphs_serve_all_patch_sizes(model, step, supernets):
     model.backbone = MODELS.build(dict(supernets['vit'], drop_path_rate=0.3, patch_sizes=[8, 16, 32]))
     model.backbone.init_weights()
