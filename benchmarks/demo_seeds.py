@@ -64,10 +64,11 @@ def describe(results: Mapping[str, Any]) -> str:
     subnets = next(iter(runs.values()))['after']
     seeds = f'{"seed" if len(runs) == 1 else "seeds"} {", ".join(runs)}'
     moves = max(_width(runs, subnet) for subnet in subnets)
+    time_taken = f'{min(seconds)} to {max(seconds)} s'
     lines = [
         f'- **All sizes learn in one run.** `make demo` scores each of its {len(subnets)} sizes by k-NN on held-out',
         f'  digits: {span["after"]} after pre-training, {span["before"]} before ({seeds}).',
-        f'  From seed to seed, a score moves by up to {moves:.3f}. The training takes {min(seconds)} to {max(seconds)} s',
+        f'  From seed to seed, a score moves by up to {moves:.3f}. The training takes {time_taken}',
         '  on one CPU core. Digits are easy: their pixels alone score 0.981.',
     ]
     return '\n'.join(lines)
