@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from poa_mm.deploy.extract import SubnetRow
+    from poa_mm.deploy.warm_start import WarmStart
     from poa_mm.elastic import Subnet
 
-__all__ = ['export', 'extract', 'list_subnets', 'load_subnet', 'pretrain']
+__all__ = ['export', 'extract', 'list_subnets', 'load_subnet', 'pretrain', 'warm_start']
 
 
 def list_subnets(checkpoint: str | os.PathLike) -> list[SubnetRow]:
@@ -165,6 +166,7 @@ def pretrain(
     resume: str | None = None,
     image_size: int | None = None,
     patch_size: int | None = None,
+    patch_sizes: Iterable[int] | None = None,
     widths: Iterable[int] | None = None,
     depths: Iterable[Any] | None = None,
     options: Mapping[str, Any] | None = None,
@@ -182,6 +184,7 @@ def pretrain(
         resume: Checkpoint to go on from, or ``'auto'`` for the latest in the work dir. Default: None, from the start.
         image_size: Height and width of the global crops in pixels; local ones follow. Default: that of the config.
         patch_size: Height and width of a ViT's patches in pixels. Default: that of the config.
+        patch_sizes: Patch sizes of a ViT's subnets, ``patch_size`` among them. Default: those of the config.
         widths: Widths of the subnets; the largest is the network's. Default: those of the config.
         depths: Depths of the subnets; the largest is the network's. Default: those of the config.
         options: What else overrides the config, by dotted keys. Default: nothing.
@@ -202,13 +205,45 @@ def pretrain(
     from poa_mm.engine.start import build_runner
     from poa_mm.engine.work_dir import WorkDir
 
-    sizes = dict(image_size=image_size, patch_size=patch_size, widths=widths, depths=depths)
+    sizes = dict(image_size=image_size, patch_size=patch_size, patch_sizes=patch_sizes, widths=widths, depths=depths)
     cfg = own_config(config, data, work_dir, **sizes, options=options, **recipe)
     prepare(cfg, 'none')
     with WorkDir(cfg.work_dir):
         runner = build_runner(cfg, resume)
         runner.train()
     return Path(find_latest_checkpoint(runner.work_dir))
+
+
+def warm_start(
+    config: str | os.PathLike, weights: str | os.PathLike, out: str | os.PathLike, **options: Any
+) -> WarmStart:
+    """Write a checkpoint that POA starts from, with weights that exist: of other libraries, a subnet, or a supernet.
+
+    Args:
+        config: Pre-training config whose backbone is the network at full size.
+        weights: ``.pth``, ``.bin`` or ``.safetensors``, or a folder as a library saves it; nothing in it is executed.
+        out: Checkpoint to write, for ``load_from``. It appears complete or not at all.
+        **options: Of :func:`poa_mm.deploy.warm_start.warm_start`: ``order``, ``images``, ``num_images``, ``scores``,
+            ``subnets``, ``heads``, ``groups``, ``seed``, ``progress``.
+
+    Returns:
+        What was done: ``layout``, ``left_out``, ``assumed``, ``changes``, ``library`` and ``max_abs_diff`` of the
+        comparison with the library's own network, ``scores``.
+
+    Raises:
+        CheckpointError: If the weights are not of the config's network, or not known. It is a ``ValueError``.
+        ValueError: If an option is not valid, or images would be normalised otherwise.
+
+    Example:
+        >>> from poa_mm.apis import warm_start
+        >>> checkpoint = 'work_dirs/demo/vitt_digits/train/iter_1000.pth'
+        >>> done = warm_start('configs/poa/vitt_digits.py', checkpoint, 'start.pth', order='magnitude')
+        >>> done.layout, done.max_abs_diff <= 1e-4
+        ('a checkpoint of POA', True)
+    """
+    from poa_mm.deploy.warm_start import warm_start
+
+    return warm_start(config, weights, out, **options)
 
 
 def _several(subnets: str | Subnet | Iterable[Subnet | str] | None) -> list[Subnet | str] | None:

@@ -16,7 +16,8 @@ FLOORS = (
     ('models', 'datasets'),
     ('engine',),
     ('evaluation',),
-    ('deploy', 'study'),
+    ('deploy',),
+    ('study',),
     ('apis',),
 )
 

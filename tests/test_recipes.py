@@ -1,3 +1,4 @@
+import ast
 import copy
 import json
 from pathlib import Path
@@ -43,6 +44,14 @@ def test_a_config_is_what_its_recipe_says(path):
     expected = {key: plain(value) for key, value in schedule(**cfg['recipe'])._asdict().items()}
     assert {key: plain(cfg[key]) for key in ENTRIES} == expected
     assert cfg['train_dataloader']['batch_size'] == cfg['recipe']['batch_size']
+
+
+@pytest.mark.parametrize('path', sorted(CONFIGS.glob('*.py')), ids=lambda path: path.stem)
+def test_a_file_shows_what_is_particular_to_its_recipe(path):
+    text = path.read_text()
+    docstring = ast.parse(text).body[0]
+    lines = text.splitlines()[docstring.end_lineno :]
+    assert len([line for line in lines if line.strip() and not line.strip().startswith('#')]) <= 40
 
 
 def test_epochs_are_whole_updates():

@@ -28,10 +28,7 @@ model = dict(
         mid_channels=16,
         widths=[8, 12, 16],
         depths=[1, [1, 2], [1, 2, 3], 1],
-        stem_channels=16,
-        base_channels=16,
-        num_groups=4,
-        img_size=48,
+        **dict(stem_channels=16, base_channels=16, num_groups=4, img_size=48),
     ),
     deck=dict(select_scale=(1, 2)),
 )
@@ -40,23 +37,13 @@ model = dict(
 global_crop = dict(type='RandomResizedCrop', scale=32, crop_ratio_range=(0.4, 1.0), interpolation='bicubic')
 place = dict(type='RandomCrop', crop_size=48, padding=12)
 local_crop = dict(type='RandomResizedCrop', scale=32, crop_ratio_range=(0.15, 0.4), interpolation='bicubic')
-flip = dict(type='RandomFlip', prob=0.5)
-background = dict(type='RandomBackground', prob=0.5)
+rest = [dict(type='RandomFlip', prob=0.5), dict(type='RandomBackground', prob=0.5)]
 train_pipeline = [
-    dict(
-        type='MultiView',
-        num_views=[2, 2],
-        transforms=[[global_crop, place, flip, background], [local_crop, flip, background]],
-    ),
+    dict(type='MultiView', num_views=[2, 2], transforms=[[global_crop, place, *rest], [local_crop, *rest]]),
     dict(type='BlockMask', grid=4, prob=0.5, ratio=(0.1, 0.3), min_patches=1),
     dict(type='PackInputs'),
 ]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
-
-# --- evaluation ------------------------------------------------------------------------------
-knn_pipeline = [
-    dict(type='Resize', scale=32, interpolation='bicubic'),
-    dict(type='Pad', size=(48, 48)),
-    dict(type='PackInputs'),
-]
+knn_pipeline = [dict(type='Resize', scale=32, interpolation='bicubic'), dict(type='Pad', size=(48, 48))]
+knn_pipeline.append(dict(type='PackInputs'))
 knn = dict(bank=dict(dataset=dict(pipeline=knn_pipeline)), query=dict(dataset=dict(pipeline=knn_pipeline)))

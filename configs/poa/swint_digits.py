@@ -17,8 +17,8 @@ _base_ = './vitt_digits.py'
 from poa_mm.recipes import schedule
 
 recipe = dict(**_base_.recipe)
-# Views of a digit in different places are less alike. If the correlation of their features is below the teacher's
-# temperature over the student's of 0.1, or not far above, the heads settle on one output for all.
+# Views in other places are less alike. If the correlation of their features is not far above the teacher's temperature
+# over the student's of 0.1, the heads settle on one output for all.
 recipe.update(max_iters=800, teacher_temp=(0.02, 0.04))
 optim_wrapper, param_scheduler, custom_hooks, train_cfg = schedule(**recipe)
 
@@ -30,9 +30,7 @@ model = dict(
         arch=dict(embed_dims=24, depths=[1, 1, 4, 1], num_heads=[3, 6, 12, 24]),
         widths=[16, 24],
         depths=[2, 3, 4],
-        img_size=16,
-        patch_size=2,
-        window_size=2,
+        **dict(img_size=16, patch_size=2, window_size=2),
         init_cfg=dict(type='TruncNormal', layer='Linear', std=0.04, bias=0.0),
     ),
     deck=dict(select_scale=2),

@@ -7,45 +7,26 @@ The folder holds the four usual idx files, as mmpretrain's `FashionMNIST` reads 
 those of the same networks pre-trained alone, those of raw pixels, and what was tried.
 """
 
-_base_ = '../_base_/default_runtime.py'
+_base_ = ['../_base_/default_runtime.py', '../_base_/datasets/fashion_mnist.py']
 
 from poa_mm.recipes import schedule
 
-data_root = '{{$POA_FMNIST:data/fashion_mnist}}'
-recipe = dict(
-    batch_size=64,
-    max_iters=2000,
-    warmup_iters=50,
-    ramp_iters=200,
-    lr=0.002,
-    lr_batch=64,
-    min_lr=2e-5,
-    warmup_start=0.01,
-    betas=(0.9, 0.98),
-    momentum=(0.96, 0.998),
-    teacher_temp=(0.02, 0.03),
-)
+recipe = dict(batch_size=64, max_iters=2000, warmup_iters=50, ramp_iters=200, lr=0.002, lr_batch=64, min_lr=2e-5)
+recipe.update(warmup_start=0.01, betas=(0.9, 0.98), momentum=(0.96, 0.998), teacher_temp=(0.02, 0.03))
 optim_wrapper, param_scheduler, custom_hooks, train_cfg = schedule(**recipe)
 
 # --- model -----------------------------------------------------------------------------------
 model = dict(
     type='POA',
-    data_preprocessor=dict(type='SelfSupDataPreprocessor', mean=[72.9], std=[90.0]),
+    data_preprocessor=dict(type='SelfSupDataPreprocessor', **_base_.normalisation),
     backbone=dict(
         type='ElasticSwinTransformer',
         arch=dict(embed_dims=32, depths=[1, 1, 3, 1], num_heads=[4, 8, 16, 32]),
-        widths=[16, 24, 32],
-        depths=[1, 2, 3],
-        img_size=32,
-        patch_size=4,
-        window_size=2,
-        in_channels=1,
+        **dict(widths=[16, 24, 32], depths=[1, 2, 3], img_size=32, patch_size=4, window_size=2, in_channels=1),
     ),
     head=dict(
         type='MultiPrototypeHead',
-        num_prototypes=[256, 512],
-        hidden_channels=256,
-        bottleneck_channels=64,
+        **dict(num_prototypes=[256, 512], hidden_channels=256, bottleneck_channels=64),
         init_cfg=dict(type='TruncNormal', layer='Linear', std=0.1, bias=0.0),
     ),
     deck=dict(select_scale=2),
@@ -60,30 +41,8 @@ train_pipeline = [
     dict(type='BlockMask', grid=2, prob=0.5, ratio=(0.25, 0.5), min_patches=1),
     dict(type='PackInputs'),
 ]
-dataset = dict(type='FashionMNIST', data_root=data_root, download=False)
-train_dataloader = dict(
-    batch_size=recipe['batch_size'],
-    num_workers=1,
-    drop_last=True,
-    sampler=dict(type='ResumableSampler', shuffle=True),
-    collate_fn=dict(type='default_collate'),
-    dataset=dict(**dataset, split='train', pipeline=train_pipeline),
-)
-
-# --- evaluation ------------------------------------------------------------------------------
-knn_loader = dict(batch_size=500, num_workers=0)
+train_dataloader = dict(batch_size=recipe['batch_size'], dataset=dict(pipeline=train_pipeline))
 knn_pipeline = [dict(type='Resize', scale=32, interpolation='bilinear'), dict(type='PackInputs')]
-knn = dict(
-    bank=dict(**knn_loader, dataset=dict(**dataset, split='train', pipeline=knn_pipeline)),
-    # mmpretrain's class chooses its files by test_mode, whatever the split.
-    query=dict(**knn_loader, dataset=dict(**dataset, split='test', test_mode=True, pipeline=knn_pipeline)),
-    ks=(10, 20),
-    temperature=0.07,
-)
-
-# --- tools/study.py --------------------------------------------------------------------------
-study = dict(
-    labels_1=dict(iterations=300, lr=0.001),
-    labels_10=dict(iterations=1000, lr=0.001),
-    labels_100=dict(iterations=4000, lr=0.001),
-)
+knn = dict(bank=dict(dataset=dict(pipeline=knn_pipeline)), query=dict(dataset=dict(pipeline=knn_pipeline)))
+study = dict(labels_1=dict(iterations=300, lr=0.001), labels_10=dict(iterations=1000, lr=0.001))  # tools/study.py
+study.update(labels_100=dict(iterations=4000, lr=0.001))

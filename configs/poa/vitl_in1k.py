@@ -43,13 +43,7 @@ model = dict(
     ),
     head=dict(
         type='MultiPrototypeHead',
-        num_prototypes=[8192, 16384, 32768, 65536],
-        hidden_channels=2048,
-        bottleneck_channels=256,
+        **dict(num_prototypes=[8192, 16384, 32768, 65536], hidden_channels=2048, bottleneck_channels=256),
     ),
-    weight_is=0.8,  # lambda
-    weight_es1=0.2,  # 1 - lambda
-    weight_es2=0.2,
-    koleo_weight=0.1,
-    student_temp=0.1,
+    **dict(weight_is=0.8, weight_es1=0.2, weight_es2=0.2, koleo_weight=0.1, student_temp=0.1),  # lambda is 0.8
 )

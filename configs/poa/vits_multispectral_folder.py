@@ -41,13 +41,7 @@ train_dataloader = dict(dataset=dict(extensions=extensions, pipeline=train_pipel
 data_preprocessor = dict(_delete_=True, type='MultiBandDataPreprocessor', mean=mean, std=std, value_range=value_range)
 model = dict(data_preprocessor=data_preprocessor, backbone=dict(in_channels=in_channels))
 
-class_pipeline = [
-    load,
-    dict(type='ResizeEdge', scale=256, edge='short', backend='cv2', interpolation='bicubic'),
-    dict(type='CenterCrop', crop_size=224),
-    dict(type='PackInputs'),
-]
-knn = dict(
-    bank=dict(dataset=dict(extensions=extensions, pipeline=class_pipeline)),
-    query=dict(dataset=dict(extensions=extensions, pipeline=class_pipeline)),
-)
+edge = dict(type='ResizeEdge', scale=256, edge='short', backend='cv2', interpolation='bicubic')
+class_pipeline = [load, edge, dict(type='CenterCrop', crop_size=224), dict(type='PackInputs')]
+knn_loader = dict(dataset=dict(extensions=extensions, pipeline=class_pipeline))
+knn = dict(bank=knn_loader, query=knn_loader)

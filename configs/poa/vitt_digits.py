@@ -24,15 +24,10 @@ _base_ = ['../_base_/default_runtime.py', '../_base_/datasets/digits.py']
 from poa_mm.recipes import schedule
 
 recipe = dict(
-    batch_size=64,
-    max_iters=1000,
-    warmup_iters=100,
+    **dict(batch_size=64, max_iters=1000, warmup_iters=100),
     ramp_iters=300,  # of the teacher's temperature; then the patch loss starts
     freeze_iters=300,  # free prototypes give in to one output for every image while all features are alike
-    lr=0.003,
-    lr_batch=64,
-    min_lr=3e-5,
-    warmup_start=0.01,
+    **dict(lr=0.003, lr_batch=64, min_lr=3e-5, warmup_start=0.01),
     # Before LayerScale opens, all features are alike and KoLeo's gradient is many times what follows; with 0.999,
     # AdamW would remember it, and so take small steps, for the whole run.
     betas=(0.9, 0.98),
@@ -49,8 +44,7 @@ model = dict(
         arch=dict(embed_dims=96, num_layers=6, num_heads=6, feedforward_channels=192),
         widths=[48, 64, 80, 96],
         depths=[3, 4, 5, 6],
-        img_size=8,
-        patch_size=4,
+        **dict(img_size=8, patch_size=4),
         # The default of 0.02 suits widths around 1,000; with 0.1, untrained features already tell digits apart.
         init_cfg=dict(type='TruncNormal', layer='Linear', std=0.04, bias=0.0),
     ),

@@ -10,46 +10,29 @@ The folder holds the four usual idx files, as mmpretrain's `FashionMNIST` reads 
 k-NN accuracy on the test part after 20 minutes on 2 CPU cores, seed 0: from 0.798 (48x3) to 0.829 (96x4).
 """
 
-_base_ = '../_base_/default_runtime.py'
+_base_ = ['../_base_/default_runtime.py', '../_base_/datasets/fashion_mnist.py']
 
 from poa_mm.recipes import schedule
 
-data_root = '{{$POA_FMNIST:data/fashion_mnist}}'
-recipe = dict(
-    batch_size=64,
-    max_iters=3000,
-    warmup_iters=200,
-    ramp_iters=600,
-    freeze_iters=600,
-    lr=0.003,
-    lr_batch=64,
-    min_lr=3e-5,
-    warmup_start=0.01,
-    betas=(0.9, 0.98),
-    momentum=(0.98, 0.999),
-)
+recipe = dict(batch_size=64, max_iters=3000, warmup_iters=200, ramp_iters=600, freeze_iters=600)
+recipe.update(lr=0.003, lr_batch=64, min_lr=3e-5, warmup_start=0.01, betas=(0.9, 0.98), momentum=(0.98, 0.999))
 optim_wrapper, param_scheduler, custom_hooks, train_cfg = schedule(**recipe)
 
 # --- model -----------------------------------------------------------------------------------
+normal = dict(type='TruncNormal', layer='Linear', bias=0.0)
 model = dict(
     type='POA',
-    data_preprocessor=dict(mean=[72.9], std=[90.0]),
+    data_preprocessor=_base_.normalisation,
     backbone=dict(
         type='ElasticVisionTransformer',
         arch=dict(embed_dims=96, num_layers=4, num_heads=6, feedforward_channels=192),
-        widths=[48, 64, 80, 96],
-        depths=[2, 3, 4],
-        img_size=28,
-        patch_size=7,
-        in_channels=1,
-        init_cfg=dict(type='TruncNormal', layer='Linear', std=0.04, bias=0.0),
+        **dict(widths=[48, 64, 80, 96], depths=[2, 3, 4], img_size=28, patch_size=7, in_channels=1),
+        init_cfg=dict(**normal, std=0.04),
     ),
     head=dict(
         type='MultiPrototypeHead',
-        num_prototypes=[64, 128],
-        hidden_channels=128,
-        bottleneck_channels=16,
-        init_cfg=dict(type='TruncNormal', layer='Linear', std=0.1, bias=0.0),
+        **dict(num_prototypes=[64, 128], hidden_channels=128, bottleneck_channels=16),
+        init_cfg=dict(**normal, std=0.1),
     ),
 )
 
@@ -62,23 +45,6 @@ train_pipeline = [
     dict(type='BlockMask', grid=4, prob=0.5, ratio=(0.1, 0.5), min_patches=1),
     dict(type='PackInputs'),
 ]
-dataset = dict(type='FashionMNIST', data_root=data_root, download=False)
-train_dataloader = dict(
-    batch_size=recipe['batch_size'],
-    num_workers=1,
-    drop_last=True,
-    sampler=dict(type='ResumableSampler', shuffle=True),
-    collate_fn=dict(type='default_collate'),
-    dataset=dict(**dataset, split='train', pipeline=train_pipeline),
-)
-
-# --- evaluation ------------------------------------------------------------------------------
-knn_loader = dict(batch_size=512, num_workers=0)
-knn_pipeline = [dict(type='PackInputs')]
-knn = dict(
-    bank=dict(**knn_loader, dataset=dict(**dataset, split='train', pipeline=knn_pipeline)),
-    # mmpretrain's class chooses its files by test_mode, whatever the split.
-    query=dict(**knn_loader, dataset=dict(**dataset, split='test', test_mode=True, pipeline=knn_pipeline)),
-    ks=(10, 20),
-    temperature=0.07,
-)
+train_dataloader = dict(batch_size=recipe['batch_size'], dataset=dict(pipeline=train_pipeline))
+knn_loader = dict(batch_size=512, dataset=dict(pipeline=[dict(type='PackInputs')]))
+knn = dict(bank=knn_loader, query=knn_loader)

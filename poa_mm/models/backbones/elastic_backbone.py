@@ -25,6 +25,22 @@ class Features(NamedTuple):
     patch: Tensor
 
 
+class BatchPart(NamedTuple):
+    """Which samples of a larger batch are there, for what is drawn over all of it (stochastic depth).
+
+    Args:
+        places: Those of the samples that are there among all, on the host, ``(B,)``.
+        total: Number of all samples.
+    """
+
+    places: Tensor
+    total: int
+
+    def present(self, chosen: Tensor) -> Tensor:
+        """Which of the samples that are there are among the ``chosen`` ones of all, as numbers from 0."""
+        return torch.isin(self.places, chosen).nonzero().flatten()
+
+
 class OnePatchSize:
     """A backbone whose patches have one size, and which says so to whoever asks for more.
 
@@ -101,8 +117,13 @@ class ElasticBackbone(Protocol):
     def forward(self, x: Tensor, subnet: Subnet | None = None, mask: Tensor | None = None) -> tuple[Tensor, ...]:
         """Outputs as mmpretrain's backbones give them (``out_indices``, ``out_type``)."""
 
-    def extract_features(self, x: Tensor, subnet: Subnet | None = None, mask: Tensor | None = None) -> Features:
-        """Class and patch features of images ``(B, C, H, W)``; ``mask`` is boolean ``(B, N)``."""
+    def extract_features(
+        self, x: Tensor, subnet: Subnet | None = None, mask: Tensor | None = None, part: BatchPart | None = None
+    ) -> Features:
+        """Class and patch features of images ``(B, C, H, W)``; ``mask`` is boolean ``(B, N)``.
+
+        Images that are a ``part`` of a larger batch take part in what is drawn over all of it.
+        """
 
     def mask_grid(self, image_size: tuple[int, int], subnet: Subnet | None = None) -> tuple[int, int]:
         """Rows and columns of the patch features of ``subnet``, and so of its mask, for images of ``(H, W)``."""

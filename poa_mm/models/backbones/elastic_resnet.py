@@ -27,7 +27,7 @@ from poa_mm.elastic import (
 )
 
 from .bottleneck_resnet import BottleneckResNet, MidChannelsBottleneck
-from .elastic_backbone import Features, OnePatchSize, map_features, run_block
+from .elastic_backbone import BatchPart, Features, OnePatchSize, map_features, run_block
 
 
 class ElasticBottleneck(MidChannelsBottleneck):
@@ -198,8 +198,13 @@ class ElasticResNet(OnePatchSize, BottleneckResNet):
         maps = self._stage_maps(x, subnet, mask)
         return tuple(maps[index] for index in self.out_indices)
 
-    def extract_features(self, x: Tensor, subnet: Subnet | None = None, mask: Tensor | None = None) -> Features:
-        """Class and patch features from the last stage; arguments and errors as :meth:`forward`."""
+    def extract_features(
+        self, x: Tensor, subnet: Subnet | None = None, mask: Tensor | None = None, part: BatchPart | None = None
+    ) -> Features:
+        """Class and patch features from the last stage; arguments and errors as :meth:`forward`.
+
+        Nothing is drawn here, so it makes no difference whether images are a ``part`` of a larger batch.
+        """
         return map_features(self._stage_maps(x, subnet, mask)[-1])
 
     @staticmethod

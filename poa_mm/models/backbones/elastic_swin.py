@@ -27,7 +27,7 @@ from poa_mm.elastic import (
     swin_cost,
 )
 
-from .elastic_backbone import Features, OnePatchSize, map_features, run_block
+from .elastic_backbone import BatchPart, Features, OnePatchSize, map_features, run_block
 from .elastic_swin_layers import NORM_EPS, ElasticSwinBlock, ElasticSwinStage, ElasticSwinStem
 from .elastic_transformer import dropout
 from .swin_config import ELASTIC_STAGE, stage_depths, swin_config
@@ -70,6 +70,9 @@ class ElasticSwinTransformer(OnePatchSize, SwinTransformer):
             ``img_size``. Default: False.
         pad_small_map: Pad maps that are smaller than a window, too, so that images of any size can be computed.
             Default: True (mmpretrain's is False).
+        unshifted_stages: Stages none of whose blocks is shifted. Other libraries do not shift those whose map is not
+            larger than a window, such as the last (3) of images of 224 pixels; with ``pad_small_map``, mmpretrain does.
+            Default: (), every other block of every stage is shifted.
         frozen_stages: The last stage that does not train, with all before it: 0 is the stem and the first stage, as
             mmpretrain counts. Default: -1, none.
         norm_eval: As of mmpretrain's class, for which it concerns BatchNorm only; there is none. Default: False.
@@ -121,6 +124,7 @@ class ElasticSwinTransformer(OnePatchSize, SwinTransformer):
         stem_norm: str = 'sliced',
         use_abs_pos_embed: bool = False,
         pad_small_map: bool = True,
+        unshifted_stages: Sequence[int] = (),
         frozen_stages: int = -1,
         norm_eval: bool = False,
         drop_rate: float = 0.0,
@@ -147,6 +151,8 @@ class ElasticSwinTransformer(OnePatchSize, SwinTransformer):
                 raise ValueError(f'{name} {rate} is not in [0, 1)')
         if not -1 <= frozen_stages <= last:
             raise ValueError(f'frozen_stages {frozen_stages} is not among -1 (none), 0 .. {last}')
+        if not set(unshifted_stages) <= set(range(self.num_layers)):
+            raise ValueError(f'unshifted_stages {list(unshifted_stages)} are not among 0 .. {last}')
         if stem_norm not in self.STEM_NORMS:
             raise ValueError(f'stem_norm {stem_norm!r} is not one of {", ".join(self.STEM_NORMS)}')
         self.out_indices = tuple(sorted(set(out_indices)))
@@ -160,6 +166,7 @@ class ElasticSwinTransformer(OnePatchSize, SwinTransformer):
         self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
         self.use_abs_pos_embed, self.interpolate_mode = use_abs_pos_embed, 'bicubic'
         self.pad_small_map, self.drop_rate = pad_small_map, drop_rate
+        self.unshifted_stages = tuple(sorted(set(unshifted_stages)))
 
         self.patch_embed = ElasticSwinStem(
             stem_norm,
@@ -180,6 +187,7 @@ class ElasticSwinTransformer(OnePatchSize, SwinTransformer):
                 width,
                 depth,
                 downsample=stage < last,
+                shifted=stage not in self.unshifted_stages,
                 head_dim=self.head_dim,
                 window_size=window_size,
                 drop_path_rate=drop_path_rate,
@@ -244,9 +252,11 @@ class ElasticSwinTransformer(OnePatchSize, SwinTransformer):
         maps = enumerate(self._stage_outputs(x, subnet, mask))
         return tuple(self._feature_map(stage, *output) for stage, output in maps if stage in self.out_indices)
 
-    def extract_features(self, x: Tensor, subnet: Subnet | None = None, mask: Tensor | None = None) -> Features:
-        """Class and patch features from the last stage; arguments and errors as :meth:`forward`."""
-        *_, output = self._stage_outputs(x, subnet, mask)
+    def extract_features(
+        self, x: Tensor, subnet: Subnet | None = None, mask: Tensor | None = None, part: BatchPart | None = None
+    ) -> Features:
+        """Class and patch features from the last stage; as :meth:`forward`, ``part`` as of ``add_branch``."""
+        *_, output = self._stage_outputs(x, subnet, mask, part)
         return map_features(self._feature_map(self.num_layers - 1, *output))
 
     @staticmethod
@@ -260,7 +270,7 @@ class ElasticSwinTransformer(OnePatchSize, SwinTransformer):
         return Subnet(network.embed_dims, network.depths[ELASTIC_STAGE])
 
     def _stage_outputs(
-        self, x: Tensor, subnet: Subnet | None, mask: Tensor | None
+        self, x: Tensor, subnet: Subnet | None, mask: Tensor | None, part: BatchPart | None = None
     ) -> Iterator[tuple[Tensor, tuple[int, int]]]:
         """Tokens ``(B, rows * columns, channels)`` that leave the blocks of each stage, and their grid."""
         subnet = self.space.parse(subnet or self.space.largest)
@@ -279,7 +289,7 @@ class ElasticSwinTransformer(OnePatchSize, SwinTransformer):
         x = self.drop_after_pos(x)
         for stage, blocks in zip(self.stages, self._blocks(subnet)):
             for block in blocks:
-                x = run_block(block, x, grid, with_cp=self.with_cp)
+                x = run_block(block, x, grid, part, with_cp=self.with_cp)
             yield x, grid
             if stage.downsample is not None:
                 x, grid = stage.downsample(x, grid)
@@ -344,6 +354,7 @@ class ElasticSwinTransformer(OnePatchSize, SwinTransformer):
             in_channels=self.in_channels,
             window_size=self.window_size,
             pad_small_map=self.pad_small_map,
+            unshifted_stages=self.unshifted_stages,
         )
         others = dict(use_abs_pos_embed=self.use_abs_pos_embed, drop_rate=self.drop_rate, norm_eval=self.norm_eval)
         config |= {name: value for name, value in others.items() if value}

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from poa_mm.elastic import ElasticLayer, ElasticLayerNorm, ElasticLinear, leading
 
+from .elastic_backbone import BatchPart
 from .elastic_transformer import ElasticFFN, ElasticPatchEmbed, add_branch
 
 NORM_EPS = 1e-5  # that of mmpretrain's Swin
@@ -114,11 +115,11 @@ class ElasticSwinBlock(BaseModule):
         self.norm2 = ElasticLayerNorm(width, NORM_EPS)
         self.ffn = ElasticFFN(width, MLP_RATIO * width, layer_scale_init_value=0)
 
-    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Tokens ``(B, rows * columns, width)`` to the same."""
+    def forward(self, x: Tensor, grid: tuple[int, int], part: BatchPart | None = None) -> Tensor:
+        """Tokens ``(B, rows * columns, width)`` to the same; ``part`` as of :func:`add_branch`."""
         drop_rate = self.drop_path_rate if self.training else 0.0
-        x = add_branch(x, lambda x: self.attn(self.norm1(x), grid), drop_rate)
-        return add_branch(x, lambda x: self.ffn(self.norm2(x)), drop_rate)
+        x = add_branch(x, lambda x: self.attn(self.norm1(x), grid), drop_rate, part)
+        return add_branch(x, lambda x: self.ffn(self.norm2(x)), drop_rate, part)
 
 
 class ElasticPatchMerging(PatchMerging):
@@ -135,11 +136,11 @@ class ElasticPatchMerging(PatchMerging):
 
 
 class ElasticSwinStage(BaseModule):
-    """Blocks on one grid, every other one shifted, and the patch merging after them."""
+    """Blocks on one grid, every other one shifted unless none is, and the patch merging after them."""
 
-    def __init__(self, width: int, depth: int, downsample: bool, **block_options: Any):
+    def __init__(self, width: int, depth: int, downsample: bool, shifted: bool = True, **block_options: Any):
         super().__init__()
         self.blocks = ModuleList(
-            ElasticSwinBlock(width, shift=index % 2 == 1, **block_options) for index in range(depth)
+            ElasticSwinBlock(width, shift=shifted and index % 2 == 1, **block_options) for index in range(depth)
         )
         self.downsample = ElasticPatchMerging(width) if downsample else None

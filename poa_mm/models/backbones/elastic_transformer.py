@@ -18,8 +18,13 @@ from torch.nn import functional as F
 
 from poa_mm.elastic import ElasticLayer, ElasticLayerNorm, ElasticLayerScale, ElasticLinear, leading, resize_patches
 
+from ..sending import sent
+from .elastic_backbone import BatchPart
 
-def add_branch(x: Tensor, branch: Callable[[Tensor], Tensor], drop_rate: float) -> Tensor:
+
+def add_branch(
+    x: Tensor, branch: Callable[[Tensor], Tensor], drop_rate: float, part: BatchPart | None = None
+) -> Tensor:
     """``x + branch(x)``, computed for a random part of the batch only (stochastic depth).
 
     ``floor(B * (1 - drop_rate))`` samples, at least one, go through ``branch``; their residual is
@@ -29,12 +34,21 @@ def add_branch(x: Tensor, branch: Callable[[Tensor], Tensor], drop_rate: float) 
         x: ``(B, ...)``.
         branch: Residual branch.
         drop_rate: Share of the batch left out, in ``[0, 1)``.
+        part: Where ``x`` is a part of a larger batch: which one. Samples are then chosen from all of that batch, on the
+            host; where the generator starts alike for each part, all parts choose the same. Default: None, it is
+            the whole batch.
     """
     if drop_rate == 0:
         return x + branch(x)
-    batch = len(x)
-    kept = torch.randperm(batch, device=x.device)[: max(int(batch * (1 - drop_rate)), 1)]
-    return x.index_add(0, kept, branch(x[kept]).to(x.dtype), alpha=batch / len(kept))
+    batch = len(x) if part is None else part.total
+    number = max(int(batch * (1 - drop_rate)), 1)
+    if part is None:
+        kept = torch.randperm(batch, device=x.device)[:number]
+    else:
+        kept = sent(part.present(torch.randperm(batch)[:number]), x.device)
+        if len(kept) == 0:
+            return x
+    return x.index_add(0, kept, branch(x[kept]).to(x.dtype), alpha=batch / number)
 
 
 def _layer_scale(width: int, init_value: float) -> nn.Module:
@@ -169,8 +183,8 @@ class ElasticEncoderLayer(BaseModule):
         self.ln2 = ElasticLayerNorm(width, norm_eps)
         self.ffn = ElasticFFN(width, hidden, layer_scale_init_value, drop_rate)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, N, width)`` to the same."""
+    def forward(self, x: Tensor, part: BatchPart | None = None) -> Tensor:
+        """``(B, N, width)`` to the same; ``part`` as of :func:`add_branch`."""
         drop_rate = self.drop_path_rate if self.training else 0.0
-        x = add_branch(x, lambda x: self.attn(self.ln1(x)), drop_rate)
-        return add_branch(x, lambda x: self.ffn(self.ln2(x)), drop_rate)
+        x = add_branch(x, lambda x: self.attn(self.ln1(x)), drop_rate, part)
+        return add_branch(x, lambda x: self.ffn(self.ln2(x)), drop_rate, part)

@@ -26,7 +26,7 @@ from poa_mm.elastic import (
     transformer_cost,
 )
 
-from .elastic_backbone import Features, run_block
+from .elastic_backbone import BatchPart, Features, run_block
 from .elastic_transformer import ElasticEncoderLayer, ElasticPatchEmbed, dropout, resize_positions
 from .vit_config import vit_config
 from .vit_space import check_whole_patches, vit_arch, vit_space
@@ -259,12 +259,14 @@ class ElasticVisionTransformer(VisionTransformer):
                 outs[index] = self._format_output(self._last_norm(x) if index == subnet.depth - 1 else x, grid)
         return tuple(outs[index] for index in wanted)
 
-    def extract_features(self, x: Tensor, subnet: Subnet | None = None, mask: Tensor | None = None) -> Features:
-        """Class and patch features after the final norm; arguments and errors as :meth:`forward`."""
+    def extract_features(
+        self, x: Tensor, subnet: Subnet | None = None, mask: Tensor | None = None, part: BatchPart | None = None
+    ) -> Features:
+        """Class and patch features after the final norm; as :meth:`forward`, ``part`` as of ``add_branch``."""
         subnet = subnet or self.space.largest
         x, _ = self._embed(x, subnet, mask)
         for block in self._blocks(subnet):
-            x = run_block(block, x, with_cp=self.with_cp)
+            x = run_block(block, x, part, with_cp=self.with_cp)
         return _features(self, self._last_norm(x))
 
     def _last_norm(self, x: Tensor) -> Tensor:

@@ -93,6 +93,7 @@ class MultiPrototypeHead(BaseModule):
             raise ValueError(f'num_layers {num_layers} is below 2')
         self.in_channels = in_channels
         self.num_prototypes = tuple(num_prototypes)
+        self.bottleneck_channels = bottleneck_channels
         self.projectors = ModuleList(
             Projector(in_channels, hidden_channels, bottleneck_channels, num_layers) for _ in num_prototypes
         )

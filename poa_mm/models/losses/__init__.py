@@ -1,4 +1,4 @@
-from .centering import MeanCentering, SinkhornKnopp
+from .centering import MeanCentering, SinkhornKnopp, centred
 from .cross_entropy import CropLosses, class_loss, patch_loss, same_view_loss
 from .feature_loss import feature_loss
 from .koleo import KoLeoLoss
@@ -11,6 +11,7 @@ __all__ = [
     'MeanCentering',
     'SinkhornKnopp',
     'Targets',
+    'centred',
     'class_loss',
     'feature_loss',
     'patch_loss',

@@ -28,8 +28,8 @@ def cross_view(
         head: Number of the head.
     """
     cls = targets.cls[head]
-    num_cls, images = batch.num_rows[size], len(cls) // 2
-    pairs = images + batch.num_rows['local']  # half of them, of all images
+    num_cls, images = batch.num_rows[size], batch.num_images
+    pairs = batch.whole + batch.whole_rows('local')  # half of them, of all images of the whole batch
     share = cls.new_full((num_cls,), 1 / (2 * pairs))
     if size == 'local':
         both = (cls[:images] + cls[images:]).T.repeat(1, num_cls // images).T
@@ -41,12 +41,14 @@ def cross_view(
     return objectives
 
 
-def same_view(probs: Tensor, scale: float) -> Targets:
+def same_view(probs: Tensor, scale: float, size: str, batch: MultiCropBatch) -> Targets:
     """What the intact student makes of the class tokens of the same crops on one head, not centred (POA, Eq. 4).
 
     Args:
         probs: Its distributions over the prototypes, ``(N, K)``.
         scale: Weight of the loss in the total.
+        size: Of the crops, one of ``batch.sizes``.
+        batch: Where the crops are from.
     """
-    share = probs.new_full((len(probs),), 1 / len(probs))
+    share = probs.new_full((len(probs),), 1 / batch.whole_rows(size))
     return Targets(probs, share, scale)

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from poa_mm.elastic import Subnet, SubnetDeck
 
 from ..backbones.elastic_backbone import Features
-from ..losses import Targets, feature_loss, prototype_loss
-from .batch import MultiCropBatch, check_views
-from .early_backward import EarlyBackward, hand_over
+from ..losses import SinkhornKnopp
+from .batch import MicroBatches, MultiCropBatch, check_views
+from .embedding_queue import EmbeddingQueue
 from .frozen_teacher import FeatureMap, build_frozen_teacher, complete
 from .grids import check_crops
-from .objectives import cross_view, same_view
-from .students import StudentOutput, student_loss
-from .targets import TeacherTargets
+from .student_step import StudentStep
+from .students import StudentOutput
+from .targets import Centring, PiecewiseTargets, TeacherTargets
 
 
 @MODELS.register_module()
@@ -68,6 +68,10 @@ class POA(BaseSelfSupervisor):
         teacher_temp: Temperature of the teacher until a hook sets it. Default: 0.07.
         centering: How teacher logits become targets: ``SinkhornKnopp`` or ``MeanCentering``.
             Default: ``dict(type='SinkhornKnopp')``.
+        queue: Class tokens of earlier batches, of all ranks, that ``SinkhornKnopp`` takes into account, for small
+            batches. Their embeddings are kept, and go through the prototypes of the present. Default: 0.
+        micro_batches: Pieces in which a rank's batch goes through the networks, for less memory: the losses and
+            gradients are those of the whole batch, to rounding. Default: 1.
         frozen_teacher: What teaches in the place of the average: ``'source'``, the network that the run starts from, or
             ``dict(backbone=..)``, another one; see :func:`build_frozen_teacher`. Default: None.
         deck: ``sync`` and ``select_scale`` of the :class:`~poa_mm.elastic.SubnetDeck`. Default: neither.
@@ -91,6 +95,8 @@ class POA(BaseSelfSupervisor):
         student_temp: float = 0.1,
         teacher_temp: float = 0.07,
         centering: dict | None = None,
+        queue: int = 0,
+        micro_batches: int = 1,
         deck: dict | None = None,
         frozen_teacher: dict | str | None = None,
         data_preprocessor: dict | nn.Module | None = None,
@@ -109,6 +115,9 @@ class POA(BaseSelfSupervisor):
         if not isinstance(data_preprocessor, nn.Module):
             data_preprocessor = {'type': 'MultiCropDataPreprocessor', **(data_preprocessor or {})}
         super().__init__(backbone=backbone, head=head, data_preprocessor=data_preprocessor, init_cfg=init_cfg)
+        for name, value, least in (('micro_batches', micro_batches, 1), ('queue', queue, 0)):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f'{name} {value!r} is not a whole number from {least} up')
         weights = dict(
             weight_is=weight_is,
             weight_es1=weight_es1,
@@ -141,11 +150,25 @@ class POA(BaseSelfSupervisor):
             nn.ModuleList(MODELS.build({'num_prototypes': number, **centering}) for number in head.num_prototypes)
             for _ in range(2)
         )
+        self.micro_batches = micro_batches
+        self.queues = self._queues(queue)
+        if micro_batches > 1 and not hasattr(self.class_centering[0], 'shift'):
+            raise ValueError(f'micro_batches {micro_batches} needs a centering with shift(), as SinkhornKnopp has it')
         self.koleo = MODELS.build(dict(type='KoLeoLoss'))
         deck = deck or {}
         if not set(deck) <= {'sync', 'select_scale'}:
             raise ValueError(f'deck {dict(deck)} may set sync and select_scale; its seed is that of the run')
         self.deck = SubnetDeck(backbone.space, rank=get_rank(), **deck) if self.runs_elastic else None
+
+    def _queues(self, length: int) -> nn.ModuleList | None:
+        if length == 0:
+            return None
+        if not isinstance(self.class_centering[0], SinkhornKnopp):
+            raise ValueError(
+                f'queue {length} is for SinkhornKnopp; centering is {type(self.class_centering[0]).__name__}'
+            )
+        channels = self.head.bottleneck_channels
+        return nn.ModuleList(EmbeddingQueue(length, channels) for _ in self.head.num_prototypes)
 
     @property
     def runs_elastic(self) -> bool:
@@ -193,67 +216,117 @@ class POA(BaseSelfSupervisor):
         Raises:
             TypeError, ValueError: If the batch breaks the contract.
         """
-        check_views(inputs)  # before a size is read off one
-        check_crops(inputs, self.backbone.space)
-        grid = self.backbone.mask_grid(tuple(inputs[0].shape[-2:]))
-        batch = MultiCropBatch.collate(
-            inputs, data_samples, grid, masked=self.patch_loss_active and self.patch_weight > 0
-        )
+        batch = self._batch(inputs, data_samples)
         targets = self.teacher_targets(batch)
         subnet = self.deck.deal() if self.runs_elastic else None
         total, terms = self.loss_terms(batch, targets, subnet)
         return {'loss': total, **self.log(terms), **targets.health()}
 
+    @property
+    def _learns_patches(self) -> bool:
+        return self.patch_loss_active and self.patch_weight > 0
+
+    def _batch(self, inputs: Sequence[Tensor], data_samples: Sequence | None) -> MultiCropBatch | MicroBatches:
+        check_views(inputs)  # before a size is read off one
+        check_crops(inputs, self.backbone.space)
+        grid = self.backbone.mask_grid(tuple(inputs[0].shape[-2:]))
+        if self.micro_batches == 1:
+            return MultiCropBatch.collate(inputs, data_samples, grid, self._learns_patches)
+        return MicroBatches(inputs, data_samples, grid, self._learns_patches, self.micro_batches)
+
+    # --- the teacher ---
+
     @torch.no_grad()
-    def teacher_targets(self, batch: MultiCropBatch) -> TeacherTargets:
+    def teacher_targets(self, batch: MultiCropBatch | MicroBatches) -> TeacherTargets | PiecewiseTargets:
         """Centred targets of the unmasked global crops."""
-        features = self._teach(batch.global_views)
-        num_cls = len(features.cls)
-        rows = torch.cat([features.cls, batch.masked_of(features.patch)])  # (2B + M, D)
-        targets = TeacherTargets([], [], features if self.feature_weight > 0 else None)
+        if isinstance(batch, MicroBatches) or self.queues is not None:
+            return self._piecewise_targets(batch)
+        num_cls, rows, features = self._teach(batch)
+        targets = TeacherTargets([], [], features)
         heads = zip(self.teacher['head'].iterate(rows), self.class_centering, self.patch_centering)
         for logits, class_centering, patch_centering in heads:  # one head's logits at a time
             targets.cls.append(class_centering(logits[:num_cls], self.teacher_temp))
-            if self.patch_loss_active and self.patch_weight > 0:
+            if self._learns_patches:
                 targets.patch.append(patch_centering(logits[num_cls:], self.teacher_temp))
         return targets
 
-    def _teach(self, views: Tensor) -> Features:
-        """What teaches makes of global views ``(2B, C, H, W)``."""
+    def _teach(self, piece: MultiCropBatch) -> tuple[int, Tensor, Features | None]:
+        """What teaches makes of the global crops.
+
+        Returns:
+            Number of class features, ``2B``; these and the masked patch features, ``(2B + M, D)``; and all features, if
+            students learn them as well.
+        """
+        views = piece.global_views
         if self.frozen_teacher is None:
-            return self.teacher['backbone'].extract_features(views)
-        self.frozen_teacher.check_loaded()
-        return self.frozen_teacher.extract_features(views, self.backbone.mask_grid(tuple(views.shape[-2:])))
+            features = self.teacher['backbone'].extract_features(views)
+        else:
+            self.frozen_teacher.check_loaded()
+            features = self.frozen_teacher.extract_features(views, self.backbone.mask_grid(tuple(views.shape[-2:])))
+        rows = torch.cat([features.cls, piece.masked_of(features.patch)])
+        return len(features.cls), rows, features if self.feature_weight > 0 else None
 
     @property
     def feature_weight(self) -> float:
         """Of the loss between features of students and of another network that teaches; 0 without one."""
         return 0.0 if self.frozen_teacher is None else self.frozen_teacher.feature_weight
 
-    def student_output(self, batch: MultiCropBatch, subnet: Subnet | None, size: str) -> StudentOutput:
-        """Of the student that computes ``subnet``, None is the intact one, on crops of one of ``batch.sizes``."""
+    def _piecewise_targets(self, batch: MultiCropBatch | MicroBatches) -> PiecewiseTargets:
+        """The same from the embeddings of all pieces, and of earlier batches where there is a queue."""
+        cls, patch, features = [], [], []
+        for piece in batch.pieces():
+            num_cls, rows, learnt = self._teach(piece)
+            embeddings = self.teacher['head'].embed(rows)
+            cls.append([rows[:num_cls] for rows in embeddings])
+            patch.append([rows[num_cls:] for rows in embeddings])
+            features.append(learnt)
+        centring = []
+        for head, prototypes in enumerate(self.teacher['head'].matrices()):
+            on_cls, on_patch = (torch.cat([rows[head] for rows in pieces]) for pieces in (cls, patch))
+            stale = None if self.queues is None else self.queues[head].of_rank()
+            shift = self.class_centering[head].shift(on_cls, prototypes, self.teacher_temp, stale)
+            if self.queues is not None:
+                self.queues[head].push(on_cls)
+            on_patches = None
+            if self._learns_patches:
+                on_patches = self.patch_centering[head].shift(on_patch, prototypes, self.teacher_temp)
+            centring.append(Centring(prototypes, shift, on_patches))
+        return PiecewiseTargets(cls, patch, features, centring, self.teacher_temp)
+
+    # --- the students ---
+
+    def student_output(self, piece: MultiCropBatch, subnet: Subnet | None, size: str) -> StudentOutput:
+        """Of the student that computes ``subnet``, None is the intact one, on crops of one of ``piece.sizes``."""
+        features, patches = self.student_features(piece, subnet, size)
         if size == 'local':
-            features = self.backbone.extract_features(batch.local_views, subnet).cls
             return StudentOutput(features, self.head.embed(self._to_teacher(features)))
-        features, patches = self.backbone.extract_features(batch.global_views, subnet, batch.masks)
         if self.feature_weight == 0:
-            rows = self._to_teacher(torch.cat([features, batch.masked_of(patches)]))
+            rows = self._to_teacher(torch.cat([features, piece.masked_of(patches)]))
             return StudentOutput(features, self.head.embed(rows))
         cls, patches = self._to_teacher(features), self._to_teacher(patches)
-        rows = torch.cat([cls, batch.masked_of(patches)])
-        return StudentOutput(features, self.head.embed(rows), Features(cls, batch.on_native_grid(patches)))
+        rows = torch.cat([cls, piece.masked_of(patches)])
+        return StudentOutput(features, self.head.embed(rows), Features(cls, piece.on_native_grid(patches)))
+
+    def student_features(self, piece: MultiCropBatch, subnet: Subnet | None, size: str) -> Features:
+        """Class and patch features of the same."""
+        views, masks = (piece.local_views, None) if size == 'local' else (piece.global_views, piece.masks)
+        part = piece.part(size)
+        return self.backbone.extract_features(views, subnet, masks, *(() if part is None else (part,)))
 
     def _to_teacher(self, tokens: Tensor) -> Tensor:
         """Tokens of a student in the space of the features that the heads are for."""
         return tokens if self.feature_map is None else self.feature_map(tokens)
 
-    def on_grid_of(self, batch: MultiCropBatch, subnet: Subnet | None) -> MultiCropBatch:
-        """The batch with masks on the grid of the patches of ``subnet``."""
-        size = tuple(batch.global_views.shape[-2:])
-        return batch.on_grid(self.backbone.mask_grid(size, subnet), native=self.backbone.mask_grid(size))
+    def on_grid_of(self, piece: MultiCropBatch, subnet: Subnet | None) -> MultiCropBatch:
+        """The piece with masks on the grid of the patches of ``subnet``."""
+        size = tuple(piece.global_views.shape[-2:])
+        return piece.on_grid(self.backbone.mask_grid(size, subnet), native=self.backbone.mask_grid(size))
 
     def loss_terms(
-        self, batch: MultiCropBatch, targets: TeacherTargets, subnet: Subnet | None
+        self,
+        batch: MultiCropBatch | MicroBatches,
+        targets: TeacherTargets | PiecewiseTargets,
+        subnet: Subnet | None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to be minimised and, without gradient, every term of it.
 
@@ -261,106 +334,7 @@ class POA(BaseSelfSupervisor):
             The weighted sum, a scalar, and the unweighted terms: ``(heads,)`` for those on prototypes, a scalar for
             KoLeo.
         """
-        prototypes = self.head.matrices()  # both students have the same
-        # What all passes teach the prototypes is added up beside autograd: they are most of the head's weights.
-        grads = [torch.zeros_like(value, dtype=torch.float32) if value.requires_grad else None for value in prototypes]
-        early = EarlyBackward(self._trained(), self.loss_scale)
-        seen = self._seen_by_intact(batch, prototypes)
-        students = [student for student in ('intact', 'elastic') if self._runs(student)]
-        passes = [(student, size) for student in students for size in batch.sizes]
-        terms = {}
-        crops_of = {'intact': batch, 'elastic': self.on_grid_of(batch, subnet)}
-        for student, size in passes:
-            crops = crops_of[student]
-            output = self.student_output(crops, None if student == 'intact' else subnet, size)
-            objectives = (
-                self._objectives(student, size, crops, targets, seen, head) for head in range(len(prototypes))
-            )
-            teaches = student == 'intact' and self.weight_es2 > 0
-            loss, more, probs = student_loss(
-                output, prototypes, grads, objectives, self.student_temp, keep=batch.num_rows[size] * teaches
-            )
-            if size == 'global' and self.koleo_weight > 0:
-                koleo = self._koleo_of(output.features)
-                loss = loss + self.koleo_weight * koleo
-                more['koleo'] = koleo.detach()
-            if output.mapped is not None:
-                loss = loss + self._match_features(student, output.mapped, targets, more)
-            if teaches:
-                seen[size] = probs
-            terms |= {name: terms.get(name, 0) + term for name, term in more.items()}
-            if (student, size) != passes[-1]:
-                early.add(loss)
-        total = early.total() + loss
-        return total + hand_over(torch.zeros_like(total), prototypes, grads), terms
-
-    def _runs(self, student: str) -> bool:
-        return self.weight_is > 0 if student == 'intact' else self.runs_elastic
-
-    @torch.no_grad()
-    def _seen_by_intact(self, batch: MultiCropBatch, prototypes: Sequence[Tensor]) -> dict[str, list[Tensor]]:
-        """What an intact student that teaches, but does not learn, makes of the class tokens; of others empty.
-
-        Returns:
-            By size of crops its distributions on each head, ``(num_rows, K)``.
-        """
-        if self.weight_is > 0 or self.weight_es2 == 0:
-            return {}
-        seen: dict[str, list[Tensor]] = {}
-        for size in batch.sizes:
-            output, keep = self.student_output(batch, None, size), batch.num_rows[size]
-            for embeddings, matrix in zip(output.embeddings, prototypes):
-                *_, probs = prototype_loss(embeddings[:keep], matrix.detach(), [], self.student_temp, keep=keep)
-                seen.setdefault(size, []).append(probs)
-        # Autocast has kept casts of the weights that carry no gradient; the elastic student needs its own.
-        torch.clear_autocast_cache()
-        return seen
-
-    def _match_features(
-        self, student: str, mapped: Features, targets: TeacherTargets, terms: dict[str, Tensor]
-    ) -> Tensor | float:
-        """Weighted distance of a student's features from those of another network that teaches, for the loss.
-
-        Class tokens and patches count half each. The distance itself is added to ``terms``.
-        """
-        name, weight = ('L_IS', self.weight_is) if student == 'intact' else ('L_ES1', self.weight_es1)
-        if weight == 0:
-            return 0.0
-        value = sum(feature_loss(*tokens) for tokens in zip(mapped, targets.features)) / 2
-        terms[f'{name}_feature'] = value.detach()
-        return weight * self.feature_weight * value
-
-    def _trained(self) -> list[Tensor]:
-        """What the students learn, but for the prototypes."""
-        prototypes = set(self.head.prototypes.parameters())
-        modules = [*self.student.values(), *([] if self.feature_map is None else [self.feature_map])]
-        params = (param for module in modules for param in module.parameters())
-        return [param for param in params if param not in prototypes]
-
-    def _koleo_of(self, features: Tensor) -> Tensor:
-        """KoLeo of a student's class features of the global crops: their sum, the students' share in the mean."""
-        num_students = (self.weight_is > 0) + self.runs_elastic
-        return sum(self.koleo(crop) for crop in features.chunk(2)) / num_students
-
-    def _objectives(
-        self,
-        student: str,
-        size: str,
-        batch: MultiCropBatch,
-        targets: TeacherTargets,
-        seen: dict[str, list[Tensor]],
-        head: int,
-    ) -> dict[str, Targets]:
-        """What one student learns from crops of one size on one head, by term."""
-        heads = len(self.head.num_prototypes)
-        others = {'intact': ('L_IS', self.weight_is), 'elastic': ('L_ES1', self.weight_es1)}
-        name, weight = others[student]
-        objectives = {}
-        if weight > 0:
-            objectives |= cross_view(name, weight / heads, self.patch_weight, size, batch, targets, head)
-        if student == 'elastic' and self.weight_es2 > 0:
-            objectives[f'L_ES2_{size}'] = same_view(seen[size][head], self.weight_es2 / heads)
-        return objectives
+        return StudentStep(self, batch, targets, subnet).run()
 
     def log(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
         """The terms of :meth:`loss_terms` as means over the heads, and ``L_IS``, ``L_ES1`` and ``L_ES2`` in all."""
