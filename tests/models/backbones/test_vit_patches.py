@@ -11,9 +11,11 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
+from poa_mm.compat import is_at_least
 from poa_mm.elastic import Subnet, resize_patches
 
 SIZES = (8, 16, 32)
+NO_FLOAT16 = not is_at_least('torch', '2.3')
 
 
 @pytest.fixture(scope='module')
@@ -148,8 +150,15 @@ def test_checkpointing_gives_the_same_to_the_last_bit(elastic_vit, patch):
     assert_close(*grads, rtol=0, atol=0)
 
 
-def test_weights_are_resized_in_full_precision_under_autocast(network):
-    image, seen, dtype = torch.randn(2, 3, 64, 64), [], torch.bfloat16
+@pytest.mark.parametrize(
+    'dtype',
+    [
+        torch.bfloat16,
+        pytest.param(torch.float16, marks=pytest.mark.skipif(NO_FLOAT16, reason='no float16 autocast on the CPU')),
+    ],
+)
+def test_weights_are_resized_in_full_precision_under_autocast(network, dtype):
+    image, seen = torch.randn(2, 3, 64, 64), []
     hook = network.patch_embed.register_forward_hook(lambda module, args, out: seen.append(out[0]))
     with torch.autocast('cpu', dtype=dtype):
         network.extract_features(image, Subnet(48, 3, 8))
