@@ -165,6 +165,7 @@ def pretrain(
     resume: str | None = None,
     image_size: int | None = None,
     patch_size: int | None = None,
+    patch_sizes: Iterable[int] | None = None,
     widths: Iterable[int] | None = None,
     depths: Iterable[Any] | None = None,
     options: Mapping[str, Any] | None = None,
@@ -182,6 +183,7 @@ def pretrain(
         resume: Checkpoint to go on from, or ``'auto'`` for the latest in the work dir. Default: None, from the start.
         image_size: Height and width of the global crops in pixels; local ones follow. Default: that of the config.
         patch_size: Height and width of a ViT's patches in pixels. Default: that of the config.
+        patch_sizes: Patch sizes of a ViT's subnets, ``patch_size`` among them. Default: those of the config.
         widths: Widths of the subnets; the largest is the network's. Default: those of the config.
         depths: Depths of the subnets; the largest is the network's. Default: those of the config.
         options: What else overrides the config, by dotted keys. Default: nothing.
@@ -202,7 +204,7 @@ def pretrain(
     from poa_mm.engine.start import build_runner
     from poa_mm.engine.work_dir import WorkDir
 
-    sizes = dict(image_size=image_size, patch_size=patch_size, widths=widths, depths=depths)
+    sizes = dict(image_size=image_size, patch_size=patch_size, patch_sizes=patch_sizes, widths=widths, depths=depths)
     cfg = own_config(config, data, work_dir, **sizes, options=options, **recipe)
     prepare(cfg, 'none')
     with WorkDir(cfg.work_dir):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -29,6 +30,7 @@ def own_config(
     *,
     image_size: int | None = None,
     patch_size: int | None = None,
+    patch_sizes: Iterable[int] | None = None,
     widths: Iterable[int] | None = None,
     depths: Iterable[Any] | None = None,
     options: Mapping[str, Any] | None = None,
@@ -43,6 +45,7 @@ def own_config(
         work_dir: Where logs and checkpoints go. Default: the config's, or ``work_dirs/NAME``.
         image_size: Height and width of the global crops; local ones follow. Default: that of the config.
         patch_size: Height and width of a ViT's patches. Default: that of the config.
+        patch_sizes: Patch sizes of a ViT's subnets, ``patch_size`` among them. Default: those of the config.
         widths: Widths of the subnets; the largest is the network's. Default: those of the config.
         depths: Depths of the subnets; the largest is the network's. Default: those of the config.
         options: What else overrides the config, by dotted keys. Default: nothing.
@@ -58,8 +61,8 @@ def own_config(
         cfg.model.backbone = FAMILIES[family]
     use_data(cfg, os.fspath(data))
     _set_sizes(cfg.model.backbone, widths, depths)
-    if image_size is not None or patch_size is not None:
-        _set_images(cfg, image_size, patch_size)
+    if (image_size, patch_size, patch_sizes) != (None, None, None):
+        _set_images(cfg, image_size, patch_size, patch_sizes)
     if recipe:
         follow(cfg, **recipe)
     cfg.merge_from_dict(dict(options or {}))
@@ -99,22 +102,27 @@ def _set_sizes(backbone: ConfigDict, widths: Iterable[int] | None, depths: Itera
     backbone.arch = dict(embed_dims=width, depths=blocks, num_heads=heads)
 
 
-def _set_images(cfg: Config, image_size: int | None, patch_size: int | None) -> None:
-    """Set the sizes of images, crops and the grid of masks."""
+def _set_images(cfg: Config, image_size: int | None, patch_size: int | None, patch_sizes: Iterable[int] | None) -> None:
+    """Set the sizes of images, crops and patches, and the grid of masks."""
     backbone = cfg.model.backbone
     before = backbone.get('img_size', 224)
     after = image_size or before
     is_vit = backbone.type == 'ElasticVisionTransformer'
-    if patch_size is not None:
+    for name, value in (('patch_size', patch_size), ('patch_sizes', patch_sizes)):
+        if value is None:
+            continue
         if not is_vit:
-            raise ValueError(f'patch_size is a choice of ViTs, the backbone is {backbone.type}')
-        backbone.patch_size = patch_size
+            raise ValueError(f'{name} is a choice of ViTs, the backbone is {backbone.type}')
+        backbone[name] = value if isinstance(value, int) else list(value)
     backbone.img_size = after
-    step = backbone.get('patch_size', 16) if is_vit else 32
-    if after % step:
-        raise ValueError(
-            f'image_size {after} is not a multiple of {step} pixels, the patch or last stride of the network'
-        )
+    stride = backbone.get('patch_size', 16) if is_vit else 32
+    strides = sorted({stride, *(backbone.get('patch_sizes') or ())})
+    for each in strides:
+        if after % each:
+            raise ValueError(
+                f'image_size {after} is not a multiple of {each} pixels, the patch or last stride of the network'
+            )
+    step = math.lcm(*strides)  # of the sizes that crops may have
     pipelines = [cfg.train_dataloader.dataset.pipeline]
     pipelines += [cfg.knn[part].dataset.pipeline for part in ('bank', 'query') if part in cfg.get('knn', {})]
     for transform in _transforms(pipelines):
@@ -123,7 +131,7 @@ def _set_images(cfg: Config, image_size: int | None, patch_size: int | None) -> 
             share = transform.scale / before
             transform.scale = after if share == 1 else max(round(after * share / step), 1) * step
         elif kind == 'BlockMask':
-            transform.grid = after // step * (1 if is_vit else 2)
+            transform.grid = after // stride * (1 if is_vit else 2)
         elif kind == 'ResizeEdge':
             transform.scale = after + 2 * round(after / 14) if after >= PHOTO else after
         elif kind == 'CenterCrop':

@@ -72,7 +72,10 @@ def alone(backbone: Mapping[str, Any], subnet: Subnet) -> dict[str, Any]:
         arch['num_heads'] = arch['num_heads'] * width // whole
         arch['num_layers'] = subnet.depth
         arch['feedforward_channels'] = arch['feedforward_channels'] * width // whole
-    return {**backbone, 'arch': arch, 'widths': [width], 'depths': [subnet.depth], 'aliases': {}}
+    config = {**backbone, 'arch': arch, 'widths': [width], 'depths': [subnet.depth], 'aliases': {}}
+    if backbone.get('patch_sizes') is not None:
+        config |= {'patch_sizes': None} | ({} if subnet.patch is None else {'patch_size': subnet.patch})
+    return config
 
 
 def study_config(config: Path, options: Mapping[str, Any], seed: int, folder: Path, subnet: Subnet | None) -> Config:

@@ -47,6 +47,20 @@ def test_families_and_sizes(family, sizes, largest, images):
     assert scales == [64, 64]
 
 
+def test_patch_sizes(images):
+    """Crops are whole patches of every size, masks those of the native one."""
+    cfg = own_config('vit', images, patch_sizes=(8, 16, 32))
+    assert cfg.model.backbone.patch_sizes == [8, 16, 32] and crops(cfg) == [224, 224, 96]
+    assert cfg.train_dataloader.dataset.pipeline[2].grid == 14
+    cfg = own_config('vit', images, image_size=64, patch_size=4, patch_sizes=(4, 16, 64))
+    assert crops(cfg) == [64, 64, 64] and cfg.train_dataloader.dataset.pipeline[2].grid == 16
+    with torch.device('meta'):
+        backbone = MODELS.build(dict(cfg.model.backbone))
+    assert backbone.space.patch_sizes == (4, 16, 64)
+    again = own_config('vit', images, image_size=96, patch_size=12, options={'model.backbone.patch_sizes': [12, 16]})
+    assert again.model.backbone.patch_sizes == [12, 16]
+
+
 def test_without_sizes_the_config_stays(images):
     cfg = own_config('vit', images)
     assert crops(cfg) == [224, 224, 96]
@@ -66,6 +80,8 @@ def test_without_sizes_the_config_stays(images):
         ('vit', dict(image_size=100), 'image_size 100 is not a multiple of 16'),
         ('swin', dict(image_size=80), 'not a multiple of 32'),
         ('swin', dict(patch_size=8), 'a choice of ViTs'),
+        ('resnet', dict(patch_sizes=[8]), 'patch_sizes is a choice of ViTs, the backbone is ElasticResNet'),
+        ('vit', dict(patch_sizes=[12, 16]), 'image_size 224 is not a multiple of 12 pixels'),
         ('vit', dict(epoch=3), 'epoch'),
         ('convnext', {}, 'convnext'),
     ],

@@ -220,3 +220,16 @@ def test_local_crops_are_looked_at_too():
     with pytest.raises(ValueError, match='crops of 24 x 32 pixels and patches of 16 x 16 do not fit'):
         check_crops([*views, torch.zeros(1, 3, 24, 32)], space)
     check_crops([*views, torch.zeros(1, 3, 24, 33)], SubnetSpace([16], [1], native=16))
+
+
+@pytest.mark.parametrize('patch', [8, 32])
+def test_micro_batches_give_the_same(model, randomise, patch):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pieces = randomise(POA(backbone=BACKBONE, head=HEAD, micro_batches=3)).train()
+    pieces.load_state_dict(model.state_dict())
+    whole, whole_grads = step(model, Subnet(16, 2, patch))
+    parts, part_grads = step(pieces, Subnet(16, 2, patch))
+    assert parts['L_ES1_patch'] > 0
+    assert_close(dict(parts), dict(whole), rtol=1e-4, atol=1e-5)
+    assert_close(part_grads, whole_grads, rtol=1e-3, atol=1e-5)
