@@ -3,8 +3,8 @@
     python tools/train.py configs/poa/vitb_in1k_1gpu.py
 
 Not a recipe of the paper: a smaller supernet than its ViT-L. It is ours, has not been run, and no score is known. The
-recipe is that of `vitl_in1k.py`: 443 million images in batches of 1,600, the same learning rates and schedules.
-One subnet is dealt for 1,600 images, and KoLeo looks for neighbours among all of them.
+recipe is that of `vitl_in1k.py`: 443 million images in batches of 1,600, the same learning rates and schedules. What
+differs beside the network: a subnet is dealt for 1,600 images instead of 50, and KoLeo looks for neighbours among all.
 
 The images of a batch take 4.2 GB on the GPU, and 0.9 GB in each of the loader's workers.
 """

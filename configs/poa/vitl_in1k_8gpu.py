@@ -2,9 +2,9 @@
 
     tools/dist_train.sh configs/poa/vitl_in1k_8gpu.py 8
 
-The recipe is that of `vitl_in1k.py`: losses, learning rates and schedules are those of 32 GPUs with 50 images each. Each
-of 8 GPUs has 200 images, of which 10 go through the networks at a time (docs/pretraining.md). Beside that, a subnet is
-dealt for 200 images instead of 50, and KoLeo looks for neighbours among 200.
+The recipe is that of `vitl_in1k.py`: losses, learning rates and schedules are those of 32 GPUs with 50 images each.
+Each of 8 GPUs has 200 images, of which 10 go through the networks at a time (docs/pretraining.md). What differs: a
+subnet is dealt for 200 images instead of 50, and KoLeo looks for neighbours among 200.
 """
 
 _base_ = 'vitl_in1k.py'

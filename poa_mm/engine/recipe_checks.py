@@ -130,7 +130,7 @@ def warn_of_accumulation(cfg: Mapping[str, Any]) -> str | None:
         return None
     text = (
         f'an update is the mean of {batch.accumulate} batches (optim_wrapper.accumulative_counts): Sinkhorn-Knopp '
-        f'balances and KoLeo spreads the {batch.images} images of a batch by themselves, and each batch deals a subnet. '
+        f'balances and KoLeo spreads the {batch.images} images of a batch by themselves, each batch deals a subnet. '
         f'In as little memory, model.micro_batches={batch.accumulate} computes one batch of {batch.size} in pieces: '
         f'--cfg-options recipe.batch_size={batch.size} recipe.accumulate=1 model.micro_batches={batch.accumulate}'
     )

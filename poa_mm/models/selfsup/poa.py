@@ -164,9 +164,8 @@ class POA(BaseSelfSupervisor):
         if length == 0:
             return None
         if not isinstance(self.class_centering[0], SinkhornKnopp):
-            raise ValueError(
-                f'queue {length} is for SinkhornKnopp; centering is {type(self.class_centering[0]).__name__}'
-            )
+            kind = type(self.class_centering[0]).__name__
+            raise ValueError(f'queue {length} is for SinkhornKnopp; the centering is {kind}')
         channels = self.head.bottleneck_channels
         return nn.ModuleList(EmbeddingQueue(length, channels) for _ in self.head.num_prototypes)
 
