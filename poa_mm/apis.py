@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from poa_mm.deploy.extract import SubnetRow
+    from poa_mm.deploy.warm_start import WarmStart
     from poa_mm.elastic import Subnet
 
-__all__ = ['export', 'extract', 'list_subnets', 'load_subnet', 'pretrain']
+__all__ = ['export', 'extract', 'list_subnets', 'load_subnet', 'pretrain', 'warm_start']
 
 
 def list_subnets(checkpoint: str | os.PathLike) -> list[SubnetRow]:
@@ -211,6 +212,38 @@ def pretrain(
         runner = build_runner(cfg, resume)
         runner.train()
     return Path(find_latest_checkpoint(runner.work_dir))
+
+
+def warm_start(
+    config: str | os.PathLike, weights: str | os.PathLike, out: str | os.PathLike, **options: Any
+) -> WarmStart:
+    """Write a checkpoint that POA starts from, with weights that exist: of other libraries, a subnet, or a supernet.
+
+    Args:
+        config: Pre-training config whose backbone is the network at full size.
+        weights: ``.pth``, ``.bin`` or ``.safetensors``, or a folder as a library saves it; nothing in it is executed.
+        out: Checkpoint to write, for ``load_from``. It appears complete or not at all.
+        **options: Of :func:`poa_mm.deploy.warm_start.warm_start`: ``order``, ``images``, ``num_images``, ``scores``,
+            ``subnets``, ``heads``, ``groups``, ``seed``, ``progress``.
+
+    Returns:
+        What was done: ``layout``, ``left_out``, ``assumed``, ``changes``, ``library`` and ``max_abs_diff`` of the
+        comparison with the library's own network, ``scores``.
+
+    Raises:
+        CheckpointError: If the weights are not of the config's network, or not known. It is a ``ValueError``.
+        ValueError: If an option is not valid, or images would be normalised otherwise.
+
+    Example:
+        >>> from poa_mm.apis import warm_start
+        >>> checkpoint = 'work_dirs/demo/vitt_digits/train/iter_1000.pth'
+        >>> done = warm_start('configs/poa/vitt_digits.py', checkpoint, 'start.pth', order='magnitude')
+        >>> done.layout, done.max_abs_diff <= 1e-4
+        ('a checkpoint of POA', True)
+    """
+    from poa_mm.deploy.warm_start import warm_start
+
+    return warm_start(config, weights, out, **options)
 
 
 def _several(subnets: str | Subnet | Iterable[Subnet | str] | None) -> list[Subnet | str] | None:

@@ -1,5 +1,6 @@
 """What several test files share."""
 
+import copy
 import json
 import os
 from pathlib import Path
@@ -8,6 +9,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')  # before torch: for tensors this 
 
 import pytest
 import torch
+from supernets import VIT, build_supernet, save_supernet
 
 SHARED = Path(os.environ.get('POA_MM_SHARED', Path(__file__).resolve().parents[2] / 'shared'))
 
@@ -64,13 +66,7 @@ def elastic_vit(randomise):
     from poa_mm.models import ElasticVisionTransformer
 
     def make(seed=0, **options):
-        settings = dict(
-            arch=dict(embed_dims=64, num_layers=4, num_heads=4, feedforward_channels=256),
-            widths=(32, 48, 64),
-            depths=(2, 3, 4),
-            img_size=64,
-            layer_scale_init_value=0.5,
-        )
+        settings = {key: value for key, value in copy.deepcopy(VIT).items() if key != 'type'}
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             network = randomise(ElasticVisionTransformer(**settings | options), seed)
@@ -87,14 +83,7 @@ def supernets():
     ``8x3-4-6-3`` of the ResNet is a stock network, ``12x3-4-6-3`` needs the plain class of poa_mm.
     """
     return dict(
-        vit=dict(
-            type='ElasticVisionTransformer',
-            arch=dict(embed_dims=64, num_layers=4, num_heads=4, feedforward_channels=256),
-            widths=[32, 48, 64],
-            depths=[2, 3, 4],
-            img_size=64,
-            layer_scale_init_value=0.5,
-        ),
+        vit=copy.deepcopy(VIT),
         swin=dict(
             type='ElasticSwinTransformer',
             arch=dict(embed_dims=32, depths=[1, 1, 4, 1], num_heads=[4, 8, 16, 32]),
@@ -121,20 +110,10 @@ def supernet_file(supernets, randomise, tmp_path_factory):
     """Maker of checkpoints of ``supernets`` with random weights, by family."""
     from functools import cache
 
-    from mmengine.registry import MODELS
-
-    from poa_mm.checkpoint import describe_supernet
-
     @cache
     def make(family):
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            backbone = randomise(MODELS.build(supernets[family]))
-        path = tmp_path_factory.mktemp(family) / 'poa.pth'
-        state = {f'teacher.backbone.{key}': value for key, value in backbone.state_dict().items()}
+        config, path = supernets[family], tmp_path_factory.mktemp(family) / 'poa.pth'
         normalisation = dict(mean=[1.5, 2.5, 3.5], std=[4.0, 5.0, 6.0])
-        description = describe_supernet(dict(backbone=supernets[family], data_preprocessor=normalisation))
-        torch.save({'state_dict': state, 'poa': description}, path)
-        return path
+        return save_supernet(build_supernet(config, randomise), config, normalisation, path)
 
     return make

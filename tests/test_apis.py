@@ -39,6 +39,7 @@ def test_example(name, demo, monkeypatch, tmp_path):
         pytest.skip('torch.export of this torch is too old')
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'work_dirs').symlink_to(demo / 'work_dirs')
+    (tmp_path / 'configs').symlink_to(ROOT / 'configs')
     function = getattr(apis, name)
     (test,) = doctest.DocTestFinder(recurse=False).find(function, name, module=apis)
     results = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test)

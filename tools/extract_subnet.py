@@ -14,7 +14,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('checkpoint', help='checkpoint of a pre-training run')
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
-        '--subnet', action='append', metavar='WxD', help="'384x12' or a name such as 'small'; may be repeated"
+        '--subnet',
+        action='append',
+        metavar='WxD[pP]',
+        help="'384x12', '384x12p32' or a name such as 'small'; may be repeated",
     )
     what.add_argument('--all', action='store_true', help='extract every subnet')
     what.add_argument('--list', action='store_true', help='show the subnets and write nothing')

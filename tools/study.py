@@ -1,4 +1,4 @@
-"""Is POA worth it? Run, or go on with, the study whose results are in docs/evidence.md.
+"""Is POA worth it? Run, or go on with, the study whose results are in docs/evidence.md and docs/warm_start.md.
 
     python tools/study.py --jobs 2                                          # all of it; killed, it goes on where it was
     python tools/study.py --only poa --seeds 7 --data fashion_mnist         # one new run
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from poa_mm.mistakes import add_debug, run_tool
 from poa_mm.study import ROWS, run_study, write_report
-from poa_mm.study.report import EVIDENCE, PAGE
+from poa_mm.study.report import EVIDENCE, PAGE, WARM_PAGE
 from poa_mm.study.rows import DATA
 from poa_mm.study.smoke import smoke
 
@@ -47,8 +47,8 @@ def study(args: argparse.Namespace) -> None:
         return
     if not args.report:
         run_study(args.work_dir, args.evidence, args.only, args.seeds, args.data, args.jobs)
-    page = PAGE if args.evidence.resolve() == EVIDENCE else args.evidence.with_suffix('.md')
-    for path in write_report(args.evidence, page):
+    pages = (PAGE, WARM_PAGE) if args.evidence.resolve() == EVIDENCE else (args.evidence.with_suffix('.md'),)
+    for path in dict.fromkeys(path for page in pages for path in write_report(args.evidence, page)):
         print('wrote', path)
 
 

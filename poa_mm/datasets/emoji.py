@@ -71,17 +71,16 @@ def _opened(path: Path) -> Iterator[Package]:
         raise ValueError(f'{path} is neither a folder nor a package of npm: {error}') from error
 
 
-def write_emoji(package: str | os.PathLike, out: str | os.PathLike, every: int = 3) -> dict[str, int]:
+def write_emoji(package: str | os.PathLike, out: str | os.PathLike) -> dict[str, int]:
     """Write the images of a package, 64 x 64 pixels on white, to ``OUT/{train,test}/CATEGORY/NAME.png``.
 
-    Emoji that differ in the colour of skin from one that is there, and components, are left out. Every ``every``-th
+    Emoji that differ in the colour of skin from one that is there, and components, are left out. Every third
     image of a category is for tests, in an order that follows from a digest of the names: neighbours in the order of
     the names are often as good as the same.
 
     Args:
         package: The .tgz file of npm, or the folder that it was unpacked to.
         out: New or empty.
-        every: Default: 3.
 
     Returns:
         Number of images of each split.
@@ -89,11 +88,9 @@ def write_emoji(package: str | os.PathLike, out: str | os.PathLike, every: int =
     Raises:
         FileNotFoundError: If there is no such package.
         FileExistsError: If ``out`` holds anything.
-        ValueError: If ``every`` is below 2, or the package is another, or lacks an image that it lists.
+        ValueError: If the package is another, or lacks an image that it lists.
     """
     package, out = Path(package), Path(out)
-    if every < 2:
-        raise ValueError(f'every {every} is below 2')
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f'{out} is not empty')
     with _opened(package) as files:
@@ -104,7 +101,7 @@ def write_emoji(package: str | os.PathLike, out: str | os.PathLike, every: int =
     counts: Counter[str] = Counter()
     for category, names in by_category.items():
         for number, name in enumerate(sorted(names, key=_digest)):
-            split = 'test' if number % every == every - 1 else 'train'
+            split = 'test' if number % 3 == 2 else 'train'
             path = out / split / _as_folder(category) / f'{name}.png'
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(cv2.imencode('.png', images[category, name])[1].tobytes())

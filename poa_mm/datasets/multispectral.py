@@ -9,12 +9,11 @@ import cv2
 import numpy as np
 
 CLASSES = ('city', 'field', 'forest', 'water')
+BANDS = 13
 TOP = 4000  # about the largest value, of 12 bits
 
 
-def write_multispectral(
-    folder: str | os.PathLike, images: int = 20, size: int = 64, bands: int = 13, seed: int = 0
-) -> list[Path]:
+def write_multispectral(folder: str | os.PathLike, images: int = 20, size: int = 64, seed: int = 0) -> list[Path]:
     """Write TIFF files of 16 bits, of which 12 are used: a folder for each of four classes.
 
     Each class has a spectrum of its own, and patches of the others in it; light varies from image to image.
@@ -23,7 +22,6 @@ def write_multispectral(
         folder: Where the folders of the classes go; made if it is missing.
         images: Of each class. Default: 20.
         size: Rows and columns. Default: 64.
-        bands: Default: 13.
         seed: Of all random choices. Default: 0.
 
     Returns:
@@ -31,9 +29,9 @@ def write_multispectral(
     """
     import tifffile  # takes a while to import
 
-    if min(images, size, bands) < 1:
-        raise ValueError(f'images {images}, size {size} and bands {bands} must be positive')
-    spectra = np.random.default_rng(1234).uniform(0.1, 0.8, (len(CLASSES), bands))  # the same for every seed
+    if min(images, size) < 1:
+        raise ValueError(f'images {images} and size {size} must be positive')
+    spectra = np.random.default_rng(1234).uniform(0.1, 0.8, (len(CLASSES), BANDS))  # the same for every seed
     rng = np.random.default_rng(seed)
     paths = []
     for label, name in enumerate(CLASSES):

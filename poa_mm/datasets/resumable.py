@@ -18,6 +18,7 @@ from .decoding import BadImageError
 
 # What randomness is for: the second number of a key of `seed_everything`, after the seed of the run.
 ORDER, SAMPLE, ITERATION = range(3)
+MAX_SUBSTITUTES = 20  # that are tried for one sample before the error is raised
 
 
 def seed_everything(*key: int) -> None:
@@ -112,11 +113,9 @@ class SeededDataset(Dataset):
     Args:
         dataset: The other dataset, or its config. Its samples are dicts with a data sample at ``data_samples``, as
             ``PackInputs`` makes them.
-        max_substitutes: Substitutes that are tried for one sample before the error is raised. Default: 20.
     """
 
-    def __init__(self, dataset: Dataset | Mapping[str, Any], max_substitutes: int = 20):
-        self.max_substitutes = max_substitutes
+    def __init__(self, dataset: Dataset | Mapping[str, Any]):
         self.dataset = DATASETS.build(dataset) if isinstance(dataset, Mapping) else dataset
         self.metainfo = getattr(self.dataset, 'metainfo', None)
 
@@ -136,7 +135,7 @@ class SeededDataset(Dataset):
                 sample = self.dataset[index]
             except BadImageError as error:
                 bad.append(dict(position=draw.key[-1], index=index, path=error.path, reason=error.reason))
-                if len(bad) > self.max_substitutes:
+                if len(bad) > MAX_SUBSTITUTES:
                     raise
                 seed_everything(*draw.key, len(bad))
                 index = int(np.random.randint(len(self)))

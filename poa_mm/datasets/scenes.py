@@ -25,6 +25,7 @@ from poa_mm.compat import check_downstream
 from .compositing import DARKEST, TEXTURES, background, paint, photographed, silhouette, tinted
 from .digits import Digits
 
+ZOOM = 2  # of a preview
 SOURCES = {'fashion_mnist': FashionMNIST, 'digits': Digits}
 SPLITS = ('train', 'val')
 NAMES = ('own', 'library')
@@ -367,27 +368,27 @@ def _segmentation(mask: np.ndarray) -> list[list[float]] | dict:
 
 
 # --- preview ---------------------------------------------------------------------------------
-def draw_preview(scenes: Sequence[Scene], names: Sequence[str], zoom: int = 2) -> Image.Image:
+def draw_preview(scenes: Sequence[Scene], names: Sequence[str]) -> Image.Image:
     """Draw scenes side by side: the picture, its boxes and masks below, its semantic classes at the bottom."""
     columns = []
     for scene in scenes:
-        drawn = _draw_objects(scene, names, zoom)
-        plain, semantic = (_enlarge(image, zoom) for image in (scene.image, _palette()[scene.semantic]))
+        drawn = _draw_objects(scene, names)
+        plain, semantic = (_enlarge(image) for image in (scene.image, _palette()[scene.semantic]))
         columns.append(np.pad(np.concatenate([plain, drawn, semantic]), ((0, 0), (2, 2), (0, 0))))
     return Image.fromarray(np.concatenate(columns, axis=1))
 
 
-def _draw_objects(scene: Scene, names: Sequence[str], zoom: int) -> np.ndarray:
-    image = _enlarge(scene.image, zoom)
+def _draw_objects(scene: Scene, names: Sequence[str]) -> np.ndarray:
+    image = _enlarge(scene.image)
     for mask, label in zip(scene.masks, scene.labels):
         colour = _palette()[label]
-        inside = _enlarge(mask.astype(np.uint8), zoom).astype(bool)
+        inside = _enlarge(mask.astype(np.uint8)).astype(bool)
         image[inside] = image[inside] // 2 + colour // 2
-        x, y, width, height = (zoom * length for length in cv2.boundingRect(mask.astype(np.uint8)))
+        x, y, width, height = (ZOOM * length for length in cv2.boundingRect(mask.astype(np.uint8)))
         cv2.rectangle(image, (x, y), (x + width - 1, y + height - 1), colour.tolist())
         cv2.putText(image, names[label], (x + 2, y + 10), cv2.FONT_HERSHEY_SIMPLEX, 0.35, (255, 255, 255))
     return image
 
 
-def _enlarge(image: np.ndarray, zoom: int) -> np.ndarray:
-    return image.repeat(zoom, 0).repeat(zoom, 1)
+def _enlarge(image: np.ndarray) -> np.ndarray:
+    return image.repeat(ZOOM, 0).repeat(ZOOM, 1)

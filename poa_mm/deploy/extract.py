@@ -139,7 +139,7 @@ def extract_subnets(
         )
     space = backbone.space
     chosen = list(dict.fromkeys(map(space.parse, space if subnets is None else subnets)))
-    normalisation = _normalisation(description)
+    normalisation = normalisation_of(description)
     origin = {'source': Path(checkpoint).name, 'source_sha256': file_sha256(checkpoint), 'poa_mm': __version__}
     manifest = read_manifest(out_dir, origin)
     _check_formats(manifest, chosen, format, out_dir)
@@ -235,7 +235,7 @@ def _check_formats(
         )
 
 
-def _normalisation(description: Mapping[str, Any]) -> dict[str, Any]:
+def normalisation_of(description: Mapping[str, Any]) -> dict[str, Any]:
     """``mean``, ``std`` and ``to_rgb`` as ImageClassifier's preprocessor takes them; ``value_range`` of bands."""
     data_preprocessor = description.get('data_preprocessor') or {}
     # SelfSupDataPreprocessor takes any of these for the order of channels.

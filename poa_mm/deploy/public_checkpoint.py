@@ -25,6 +25,7 @@ from poa_mm.checkpoint import (
 )
 from poa_mm.mistakes import check_out_file
 from poa_mm.models import POA
+from poa_mm.models.selfsup.frozen_teacher import drop
 from poa_mm.version import __version__
 
 from .staged_files import StagedFiles, save_to
@@ -234,9 +235,7 @@ def import_public_checkpoint(
     check_out_file(out)
     chosen = branch or 'teacher'
     config = config if isinstance(config, Config) else Config.fromfile(config)
-    model_config = dict(config.model)
-    if config.get('data_preprocessor') is not None:  # as mmengine's Runner does
-        model_config.setdefault('data_preprocessor', config.data_preprocessor)
+    model_config = config_of_model(config)
     branches = find_branches(read_checkpoint(path), chosen)
     if getattr(branches, chosen) is None:
         raise CheckpointError(f'{path}: expected a {chosen}, found only a {_BRANCHES[chosen == "teacher"]} (--branch)')
@@ -246,7 +245,7 @@ def import_public_checkpoint(
     teacher = convert_public_state_dict(getattr(branches, chosen))
     student = teacher if branches.student is None else convert_public_state_dict(branches.student)
 
-    model = _build(model_config)
+    model = build_poa(model_config)
     state = model.state_dict()
     for name, prefix, weights in (('teacher', 'teacher.', teacher), ('student', '', student)):
         expected = {
@@ -259,6 +258,7 @@ def import_public_checkpoint(
         # A copy of its own type: public checkpoints may be in half precision.
         state.update({prefix + key: value.to(expected[key].dtype).clone() for key, value in weights.items()})
 
+    drop(state)  # a frozen teacher gets its weights where a run starts
     entry = describe_supernet(model_config)
     if model.deck is not None:
         entry['deck'] = model.deck.state_dict()
@@ -279,9 +279,28 @@ def import_public_checkpoint(
     return ImportReport(ignored, branches.student is None, chosen, branches.named or branch is not None)
 
 
-def _build(model_config: dict[str, Any]) -> POA:
+def config_of_model(config: Config) -> dict[str, Any]:
+    """The model of a config, with the data preprocessor that may stand beside it.
+
+    Raises:
+        CheckpointError: If the config has no model.
+    """
+    if not isinstance(config.get('model'), dict):
+        raise CheckpointError('expected a pre-training config, found one without model')
+    model_config = dict(config.model)
+    if config.get('data_preprocessor') is not None:  # as mmengine's Runner does
+        model_config.setdefault('data_preprocessor', config.data_preprocessor)
+    return model_config
+
+
+def build_poa(model_config: Mapping[str, Any]) -> POA:
+    """The model of a pre-training config.
+
+    Raises:
+        CheckpointError: If it cannot be built, or is none of POA.
+    """
     try:
-        model = MODELS.build(model_config)
+        model = MODELS.build(dict(model_config))
     except Exception as error:  # whatever the classes that a config names may raise
         raise CheckpointError(f'cannot build the model of the config: {error}') from error
     if not isinstance(model, POA):

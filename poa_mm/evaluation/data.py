@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mmengine.config import Config
@@ -58,6 +58,22 @@ def open_data(cfg: Config) -> EvaluationData:
             dataset = dict(type=RelabelledDataset, dataset=entry['query']['dataset'], labels=labels)
             query = _build_loader({**entry['query'], 'dataset': dataset}, 'knn.query')
         return EvaluationData(bank, query, build_preprocessor(cfg), entry)
+
+
+def chosen_subnets(backbone: nn.Module, subnets: Iterable[Subnet | str] | None) -> list[Subnet]:
+    """What is to be scored, each once.
+
+    Args:
+        backbone: An elastic backbone, or one with its ``space``.
+        subnets: Sizes or names. Default: None, all of them.
+
+    Raises:
+        ValueError: If one is not in the space, or there is none.
+    """
+    found = list(dict.fromkeys(map(backbone.space.parse, backbone.space if subnets is None else subnets)))
+    if not found:
+        raise ValueError('no subnet to score')
+    return found
 
 
 def _labels_of_query(known: Sequence[str] | None, names: Sequence[str] | None) -> list[int] | None:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from poa_mm.elastic import Subnet
 
-from .data import EvaluationData, open_data
+from .data import EvaluationData, chosen_subnets, open_data
 from .features import extract_features, feature_batches
 from .progress import show_progress
 
@@ -172,9 +172,7 @@ def evaluate_knn(
         ValueError: If the entry ``knn`` is missing or not valid, a subnet is not in the space or the
             data cannot be scored, see :func:`feature_batches`.
     """
-    subnets = list(dict.fromkeys(map(backbone.space.parse, backbone.space if subnets is None else subnets)))
-    if not subnets:
-        raise ValueError('no subnet to score')
+    subnets = chosen_subnets(backbone, subnets)
     data = data or open_data(cfg)
     temperature = data.entry.get('temperature', 0.07)
     ks = _checked_votes(data.entry.get('ks', (10, 20)), temperature, len(data.bank.dataset))

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from poa_mm.elastic import Subnet
 
-from .data import EvaluationData, open_data
+from .data import EvaluationData, chosen_subnets, open_data
 from .features import feature_batches
 from .progress import show_progress
 
@@ -125,9 +125,7 @@ def evaluate_linear(
         ValueError: If the entry ``knn`` is missing or not valid, a subnet is not in the space or the data cannot be
             scored.
     """
-    subnets = list(dict.fromkeys(map(backbone.space.parse, backbone.space if subnets is None else subnets)))
-    if not subnets:
-        raise ValueError('no subnet to score')
+    subnets = chosen_subnets(backbone, subnets)
     data = data or open_data(cfg)
     scores: dict[str, float] = {}
     for part in data.passes(subnets):

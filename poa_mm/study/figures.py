@@ -63,7 +63,20 @@ def _axes(xlabel: str, ylabel: str, size: tuple[float, float] = (6.4, 4)) -> tup
     return figure, axes
 
 
-def _points(axes: Axes, found: Mapping[float, Summary], **style) -> None:
+def axes_in_a_row(xlabel: str, ylabel: str, number: int) -> tuple[Figure, list[Axes]]:
+    """Panels side by side."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.2 * number, 3.4), layout='constrained')
+    panels = list(figure.subplots(1, number, squeeze=False)[0])
+    for panel in panels:
+        panel.spines[['top', 'right']].set_visible(False)
+        panel.set_xlabel(xlabel, fontsize=8)
+    panels[0].set_ylabel(ylabel)
+    return figure, panels
+
+
+def points(axes: Axes, found: Mapping[float, Summary], **style) -> None:
     """Means with the spread of the seeds as bars."""
     means = [100 * summary.mean for summary in found.values()]
     spread = [100 * (summary.deviation or 0) for summary in found.values()]
@@ -88,7 +101,7 @@ def _over_params(entries: Sequence[Entry], data: str, params: Mapping[str, int],
             if (summary := summarise(entries, row, data, subnet, 'knn'))
         }
         if found:
-            _points(axes, found, **style)
+            points(axes, found, **style)
             drawn = True
     pixels = summarise(entries, 'pixels', data, None, 'knn')
     if pixels:
@@ -149,7 +162,7 @@ def _over_labels(entries: Sequence[Entry], data: str, sizes: Sequence[str]) -> F
             }
             if found:
                 label = f'{size}, {"from scratch" if row == "untrained" else ROWS[row].about}'
-                _points(axes, found, label=label, color=f'C{index}', linestyle=line, marker='o')
+                points(axes, found, label=label, color=f'C{index}', linestyle=line, marker='o')
                 drawn = True
     axes.set_xscale('log')
     axes.set_xticks([1, 10], ['1', '10'])

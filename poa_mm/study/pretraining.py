@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 from poa_mm.elastic import Subnet
 from poa_mm.engine.launch import prepare, read_config
 from poa_mm.engine.resume import set_start
+from poa_mm.recipes import LENGTHS, follow, read_recipe
 
 SECONDS_KEY = 'processor_seconds'
 
@@ -78,7 +79,15 @@ def alone(backbone: Mapping[str, Any], subnet: Subnet) -> dict[str, Any]:
     return config
 
 
-def study_config(config: Path, options: Mapping[str, Any], seed: int, folder: Path, subnet: Subnet | None) -> Config:
+def study_config(
+    config: Path,
+    options: Mapping[str, Any],
+    seed: int,
+    folder: Path,
+    subnet: Subnet | None,
+    share: float = 1.0,
+    lr: float = 1.0,
+) -> Config:
     """The config of one pre-training.
 
     Args:
@@ -87,11 +96,18 @@ def study_config(config: Path, options: Mapping[str, Any], seed: int, folder: Pa
         seed: Of the run.
         folder: Where its files go.
         subnet: The whole space of the run. Default: None, that of the config.
+        share: Length of the run and of all that happens in it, as a share of what the config says. Default: 1.
+        lr: Learning rate, likewise. Default: 1.
     """
     options = dict(options)
     if options.get('model.head.num_prototypes') == 'last':
         options['model.head.num_prototypes'] = Config.fromfile(config).model.head.num_prototypes[-1:]
     cfg = read_config(config, options, folder)
+    if share != 1:
+        lengths = {key: cfg.recipe.get(key) for key in ('max_iters', *(f'{name}_iters' for name in LENGTHS))}
+        follow(cfg, **{key: max(round(share * length), 1) for key, length in lengths.items() if length})
+    if lr != 1:
+        follow(cfg, lr=lr * read_recipe(cfg.recipe).lr)
     if subnet is not None:
         cfg.model.backbone = alone(cfg.model.backbone, subnet)
     cfg.train_dataloader.num_workers = 0

@@ -1,11 +1,12 @@
-"""Tables and figures of the study, written into docs/evidence.md."""
+"""Tables and figures of the study, written into docs/evidence.md and docs/warm_start.md."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mmengine.config import Config
 from mmengine.registry import MODELS
@@ -13,12 +14,18 @@ from mmengine.registry import MODELS
 from poa_mm.elastic import Cost
 from poa_mm.evaluation.report import write_whole
 
-from .evidence import SCORES, Entry, read_evidence, summarise
+from .evidence import SCORES, Entry, read_evidence
 from .figures import SCORE_NAMES, figures_of, save
-from .rows import DATA, ROWS, three_sizes
+from .rows import DATA, ROWS, WARM_ROWS, three_sizes
+from .tables import cell, difference, markdown, minutes, seed_table
+from .warm_report import warm_figure, warm_tables
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / 'docs' / 'evidence.md'
+WARM_PAGE = ROOT / 'docs' / 'warm_start.md'
 EVIDENCE = ROOT / 'docs' / 'evidence.json'
 FIGURES = 'evidence'  # folder beside the json
 CAPTIONS = {
@@ -26,6 +33,7 @@ CAPTIONS = {
     'heat_map': 'k-NN accuracy of every subnet of POA',
     'ablation': 'k-NN accuracy without parts of the method',
     'labels': 'accuracy over the share of labels',
+    'warm': 'k-NN accuracy over the time of training',
 }
 MARK = re.compile(r'(<!-- begin (?P<name>[\w.]+) -->\n).*?(<!-- end (?P=name) -->)', re.DOTALL)
 
@@ -52,7 +60,7 @@ def write_report(
     folder = Path(evidence).parent / FIGURES
     written = []
     for data, sizes, costs in _networks(entries, configs):
-        figures = figures_of(entries, data, _params(costs), sizes)
+        figures = _figures(entries, data, sizes, costs)
         written += [save(figure, folder / f'{data}_{name}.png') for name, figure in figures.items()]
     if page.exists():
         text = page.read_text(encoding='utf-8')
@@ -71,9 +79,19 @@ def parts_of(entries: Sequence[Entry], configs: Mapping[str, Path] | None = None
         parts |= {f'{data}.{name}': text for name, text in tables(entries, data, sizes, flops).items()}
         for name in CAPTIONS:
             parts[f'{data}.figure_{name}'] = ''
-        for name in figures_of(entries, data, _params(costs), sizes):
+        for name in _figures(entries, data, sizes, costs):
             parts[f'{data}.figure_{name}'] = f'![{CAPTIONS[name]}]({FIGURES}/{data}_{name}.png)'
     return parts
+
+
+def _figures(entries: Sequence[Entry], data: str, sizes: Sequence[str], costs: Mapping[str, Cost]) -> dict[str, Figure]:
+    warm = warm_figure(entries, data, sizes)
+    return figures_of(entries, data, _params(costs), sizes) | ({} if warm is None else {'warm': warm})
+
+
+def own_rows() -> list[str]:
+    """The rows of docs/evidence.md."""
+    return [row for row in ROWS if row not in WARM_ROWS]
 
 
 def _params(costs: Mapping[str, Cost]) -> dict[str, int]:
@@ -110,80 +128,52 @@ def tables(entries: Sequence[Entry], data: str, sizes: Sequence[str], flops: Map
         'subnets': _subnet_table(entries, data, flops),
         'gains': _gain_table(entries, data, sizes),
         'cost': _cost_table(entries, data, sizes, flops),
-        'seeds': _seed_table(entries, data),
+        'seeds': seed_table(entries, data, own_rows()),
+        **warm_tables(entries, data, sizes),
     }
-
-
-def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ['---'] * len(header), *rows]
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
-
-
-def _cell(entries: Sequence[Entry], row: str, data: str, subnet: str | None, score: str) -> str:
-    summary = summarise(entries, row, data, subnet, score)
-    return summary.percent() if summary else ''
 
 
 def _score_table(entries: Sequence[Entry], data: str, sizes: Sequence[str], score: str) -> str:
     """Rows of the study by sizes; raw pixels have none."""
     lines = []
-    for row, about in ROWS.items():
-        cells = [_cell(entries, row, data, size, score) for size in sizes]
-        pixels = _cell(entries, row, data, None, score)
+    for row in own_rows():
+        cells = [cell(entries, row, data, size, score) for size in sizes]
+        pixels = cell(entries, row, data, None, score)
         if any(cells) or pixels:
-            lines.append([f'`{row}`: {about.about}', *(cells if any(cells) else [pixels] * len(sizes))])
-    return _markdown([f'{SCORE_NAMES[score]} (%)', *sizes], lines)
+            lines.append([f'`{row}`: {ROWS[row].about}', *(cells if any(cells) else [pixels] * len(sizes))])
+    return markdown([f'{SCORE_NAMES[score]} (%)', *sizes], lines)
 
 
 def _subnet_table(entries: Sequence[Entry], data: str, flops: Mapping[str, int]) -> str:
     rows = [row for row in ('poa', 'alone', 'slices') if any((e.row, e.data) == (row, data) for e in entries)]
-    lines = [[subnet, *(_cell(entries, row, data, subnet, 'knn') for row in rows)] for subnet in flops]
-    return _markdown(['subnet', *(f'`{row}`' for row in rows)], lines)
+    lines = [[subnet, *(cell(entries, row, data, subnet, 'knn') for row in rows)] for subnet in flops]
+    return markdown(['subnet', *(f'`{row}`' for row in rows)], lines)
 
 
 def _gain_table(entries: Sequence[Entry], data: str, sizes: Sequence[str]) -> str:
     """Differences of means in points of k-NN, with the spread of the seeds of both."""
     lines = []
-    for row in ROWS:
-        cells = [_difference(entries, data, size, row) for size in sizes]
+    for row in own_rows():
+        cells = [difference(entries, data, size, 'poa', row) for size in sizes]
         if row != 'poa' and any(cells):
             lines.append([f'`poa` - `{row}`', *cells])
-    return _markdown(['k-NN, points', *sizes], lines)
-
-
-def _difference(entries: Sequence[Entry], data: str, size: str, row: str) -> str:
-    ours, theirs = (summarise(entries, name, data, size, 'knn') for name in ('poa', row))
-    if ours is None or theirs is None:
-        return ''
-    difference = 100 * (ours.mean - theirs.mean)
-    if ours.deviation is None or theirs.deviation is None:
-        return f'{difference:+.1f}'
-    return f'{difference:+.1f} ± {100 * (ours.deviation**2 + theirs.deviation**2) ** 0.5:.1f}'
+    return markdown(['k-NN, points', *sizes], lines)
 
 
 def _cost_table(entries: Sequence[Entry], data: str, sizes: Sequence[str], flops: Mapping[str, int]) -> str:
     """Processor minutes; what other sizes would take alone lies on a line through those that were measured."""
-    poa = _minutes(entries, 'poa', data, None)
-    alone = {size: minutes for size in sizes if (minutes := _minutes(entries, 'alone', data, size)) is not None}
+    poa = minutes(entries, 'poa', data, None)
+    alone = {size: cost for size in sizes if (cost := minutes(entries, 'alone', data, size)) is not None}
     lines = [['one run of POA, all sizes', '' if poa is None else f'{poa:.1f}']]
-    lines += [[f'{size} alone', f'{minutes:.1f}'] for size, minutes in alone.items()]
+    lines += [[f'{size} alone', f'{cost:.1f}'] for size, cost in alone.items()]
     if len(alone) == len(sizes):
         lines.append([f'{len(sizes)} sizes alone, sum', f'{sum(alone.values()):.1f}'])
-        expected = _line({flops[size]: minutes for size, minutes in alone.items()})
+        expected = _line({flops[size]: cost for size, cost in alone.items()})
         every = sum(alone.get(subnet, expected(number)) for subnet, number in flops.items())
         lines.append([f'all {len(flops)} sizes alone, estimated', f'{every:.1f}'])
         if poa is not None:
             lines.append(['runs alone that cost as much as one of POA, mean size', f'{poa / (every / len(flops)):.1f}'])
-    return _markdown(['pre-training', 'processor minutes'], lines)
-
-
-def _minutes(entries: Sequence[Entry], row: str, data: str, subnet: str | None) -> float | None:
-    seconds = {
-        entry.seed: entry.seconds
-        for entry in entries
-        if (entry.row, entry.data) == (row, data) and subnet in (None, entry.subnet)
-    }
-    return sum(seconds.values()) / len(seconds) / 60 if seconds else None
+    return markdown(['pre-training', 'processor minutes'], lines)
 
 
 def _line(points: Mapping[float, float]) -> Callable[[float], float]:
@@ -193,15 +183,3 @@ def _line(points: Mapping[float, float]) -> Callable[[float], float]:
     spread = sum((x - mean_x) ** 2 for x in xs)
     slope = sum((x - mean_x) * (y - mean_y) for x, y in zip(xs, ys)) / spread if spread else 0.0
     return lambda x: mean_y + slope * (x - mean_x)
-
-
-def _seed_table(entries: Sequence[Entry], data: str) -> str:
-    """What is there: seeds, iterations and commits of each row."""
-    lines = []
-    for row in ROWS:
-        own = [entry for entry in entries if (entry.row, entry.data) == (row, data)]
-        seeds = ', '.join(map(str, sorted({entry.seed for entry in own}))) or 'none yet'
-        commits = ', '.join(sorted({entry.commit for entry in own}))
-        iterations = ', '.join(sorted({f'{entry.iterations}' for entry in own}))
-        lines.append([f'`{row}`', seeds, iterations, commits])
-    return _markdown(['row', 'seeds', 'iterations', 'commit'], lines)

@@ -29,8 +29,13 @@ class Row:
         about: For the table of the report.
         options: What overrides the config of the pre-training, by dotted keys. Default: nothing.
         start: What is scored: ``'supernet'``, one run of POA; ``'alone'``, a run for each of three sizes whose space is
-            that size; ``'slices'`` of the largest one of row ``alone``; ``'supervised'`` and ``'random'``, three sizes
-            trained with all labels and not at all; ``'pixels'``. Default: ``'supernet'``.
+            that size; ``'slices'`` of the largest one of row ``alone``; ``'warm'``, one run of POA that starts from
+            that one; ``'supervised'`` and ``'random'``, three sizes trained with all labels and not at all;
+            ``'pixels'``. Default: ``'supernet'``.
+        share: Length of the pre-training, as a share of what the config says. Default: 1.
+        lr: Learning rate, as a share of what the config says. Default: 1.
+        order: Of ``'slices'`` and ``'warm'``: what the units that small subnets keep are chosen by, as of
+            :func:`~poa_mm.deploy.warm_start.warm_start`. Default: ``'none'``, as they are.
         every_subnet: Score all subnets, not three sizes only. Default: False.
         few_labels: Fine-tune three sizes with few labels. Default: False.
         seeded: Whether seeds make a difference. Default: True.
@@ -39,11 +44,40 @@ class Row:
     about: str
     options: Mapping[str, Any] = field(default_factory=dict)
     start: str = 'supernet'
+    share: float = 1.0
+    lr: float = 1.0
+    order: str = 'none'
     every_subnet: bool = False
     few_labels: bool = False
     seeded: bool = True
 
 
+NEEDS_ALONE = ('slices', 'warm')  # what starts from the largest network of row `alone`
+# Of a short run from weights that exist: the heads first, an average of fewer steps. Lengths are those of a whole run.
+WARM = {'recipe.momentum': (0.98, 0.995), 'recipe.heads_iters': 200, 'recipe.freeze_iters': 0}
+WARM_LR = 0.5
+TEACHERS: dict[str, dict[str, Any]] = {'': {}, '_frozen': {'model.frozen_teacher': 'source'}}
+ORDERS = {'': 'none', '_ordered': 'taylor'}
+
+# The rows of docs/warm_start.md; it shares `poa` and `slices` with docs/evidence.md.
+WARM_ROWS: dict[str, Row] = {
+    'slices_ordered': Row('its slices, ordered', start='slices', order='taylor'),
+    'poa_20': Row('POA from scratch, 20 % of the iterations', share=0.2),
+    **{
+        f'warm_{percent}{order}{teacher}': Row(
+            f'warm start, {percent} % of the iterations, {"" if order else "not "}ordered, '
+            f'{"frozen" if teacher else "EMA"} teacher',
+            {**WARM, **options},
+            start='warm',
+            share=percent / 100,
+            lr=WARM_LR,
+            order=ORDERS[order],
+        )
+        for percent in (5, 20)
+        for order in ORDERS
+        for teacher, options in TEACHERS.items()
+    },
+}
 ROWS: dict[str, Row] = {
     'pixels': Row('raw pixels', start='pixels', seeded=False),
     'untrained': Row('random weights', start='random', few_labels=True),
@@ -61,6 +95,7 @@ ROWS: dict[str, Row] = {
     'batch_16_queue': Row('POA, batches of 16 and a queue', {'recipe.batch_size': 16, 'model.queue': 2 * (128 - 16)}),
     'batch_128': Row('POA, batches of 128', {'recipe.batch_size': 128}),
     'supervised': Row('trained with all labels', start='supervised'),
+    **WARM_ROWS,
 }
 
 
@@ -129,7 +164,7 @@ def plan(
             for row in (row for row in ROWS if row in rows):
                 if number and not ROWS[row].seeded:
                     continue
-                for needed in ('alone',) if ROWS[row].start == 'slices' else ():
+                for needed in ('alone',) if ROWS[row].start in NEEDS_ALONE else ():
                     units[Unit(name, needed, seed, str(spaces[name].largest))] = None
                 units |= dict.fromkeys(_units(name, row, seed, spaces[name]))
     return list(units)

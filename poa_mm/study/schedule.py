@@ -18,7 +18,7 @@ from rich.console import Console
 from poa_mm.mistakes import UserError
 
 from .evidence import Entry, add_evidence
-from .rows import DATA, ROWS, USUAL_ROWS, Unit, plan, space_of
+from .rows import DATA, NEEDS_ALONE, ROWS, USUAL_ROWS, Unit, plan, space_of
 from .work import Worker, finished
 
 SECONDS = 'wall_seconds.json'  # how long each piece of work took, for the estimate of what is left
@@ -120,10 +120,10 @@ def _work_off(
 
 
 def _next(left: Sequence[Unit], running: Mapping[Future, tuple[Unit, float]]) -> Unit | None:
-    """The first one that does not wait for what is running: slices need the network that they are cut from."""
+    """The first one that does not wait for what is running: some rows start from a network of another."""
     busy = {(unit.data, unit.row, unit.seed) for unit, _ in running.values()}
     for unit in left:
-        if ROWS[unit.row].start != 'slices' or (unit.data, 'alone', unit.seed) not in busy:
+        if ROWS[unit.row].start not in NEEDS_ALONE or (unit.data, 'alone', unit.seed) not in busy:
             return unit
     return None
 

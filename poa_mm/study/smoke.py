@@ -18,6 +18,7 @@ OPTIONS = {
     'recipe.warmup_iters': 1,
     'recipe.ramp_iters': 1,
     'recipe.freeze_iters': 1,
+    'recipe.heads_iters': 1,
     'recipe.batch_size': 16,
     'model.backbone.widths': [48, 96],
     'model.backbone.depths': [3, 6],
@@ -26,7 +27,10 @@ OPTIONS = {
 }
 PAGE = '\n\n'.join(
     f'<!-- begin digits.{name} -->\n<!-- end digits.{name} -->'
-    for name in ('knn', 'linear', 'labels_1', 'labels_10', 'subnets', 'gains', 'cost', 'seeds')
+    for name in (
+        *('knn', 'linear', 'labels_1', 'labels_10', 'subnets', 'gains', 'cost', 'seeds'),
+        *('warm_knn', 'warm_linear', 'warm_gap', 'warm_seeds', 'figure_warm'),
+    )
 )
 
 

@@ -16,12 +16,13 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from poa_mm.checkpoint import load_teacher
+from poa_mm.deploy.warm_start import warm_start
 from poa_mm.elastic import Subnet
 from poa_mm.evaluation.report import write_whole
 
 from .evidence import Entry
 from .pretraining import pretrain, study_config
-from .rows import DATA, ROWS, Unit, three_sizes
+from .rows import DATA, ROWS, Unit, space_of, three_sizes
 from .scoring import SHARES, ClassFeature, CutOut, few_labels, frozen_scores, load_data, supervise
 
 RESULT = 'entries.json'
@@ -48,8 +49,9 @@ class Worker:
 
     def config(self, unit: Unit, subnet: Subnet | None = None) -> Config:
         """Of the pre-training of ``unit``."""
-        options = {**ROWS[unit.row].options, **self.options}
-        return study_config(self.configs[unit.data], options, unit.seed, unit.folder(self.work_dir), subnet)
+        row, folder = ROWS[unit.row], unit.folder(self.work_dir)
+        options = {**row.options, **self.options}
+        return study_config(self.configs[unit.data], options, unit.seed, folder, subnet, row.share, row.lr)
 
     def do(self, unit: Unit) -> list[Entry]:
         """Entries of a piece of work, which is done if it is not done already; what is half done is gone on with."""
@@ -81,12 +83,20 @@ class Worker:
     def _slices(self, unit: Unit) -> Iterator[Entry]:
         """Of the largest network of row ``alone``, which has been trained already."""
         cfg = self.config(unit)
-        supernet = MODELS.build(dict(cfg.model.backbone))
-        largest = Unit(unit.data, 'alone', unit.seed, str(supernet.space.largest))
-        whole = self.do(largest)[0]
-        checkpoint = largest.folder(self.work_dir) / f'iter_{whole.iterations}.pth'
-        supernet.load_state_dict(load_teacher(checkpoint)[0].state_dict())
+        whole, checkpoint = self._largest_alone(unit, cfg)
+        if ROWS[unit.row].order == 'none':
+            supernet = MODELS.build(dict(cfg.model.backbone))
+            supernet.load_state_dict(load_teacher(checkpoint)[0].state_dict())
+        else:
+            supernet = load_teacher(self._start(unit, cfg))[0]
         yield from self._score(unit, cfg, (supernet, whole.iterations, whole.seconds), supernet.space)
+
+    def _warm(self, unit: Unit) -> Iterator[Entry]:
+        """POA from the largest network of row ``alone``; the price is that of this run."""
+        cfg = self.config(unit)
+        cfg.load_from = str(self._start(unit, cfg))
+        trained = self._pretrained(cfg)
+        yield from self._score(unit, cfg, trained, trained[0].space)
 
     def _random(self, unit: Unit) -> Iterator[Entry]:
         subnet = Subnet.parse(unit.subnet)
@@ -104,6 +114,21 @@ class Worker:
         yield self._entry(unit, subnet, frozen_scores(network, cfg, data, unit.seed), iterations, seconds)
 
     # --- parts -------------------------------------------------------------------------------
+    def _largest_alone(self, unit: Unit, cfg: Config) -> tuple[Entry, Path]:
+        """The largest network of row ``alone``, of the same seed, and its checkpoint."""
+        largest = Unit(unit.data, 'alone', unit.seed, str(space_of(cfg).largest))
+        entry = self.do(largest)[0]
+        return entry, largest.folder(self.work_dir) / f'iter_{entry.iterations}.pth'
+
+    def _start(self, unit: Unit, cfg: Config) -> Path:
+        """A checkpoint to start from: that network, ordered as the row says, with new heads."""
+        path = unit.folder(self.work_dir) / 'start' / 'start.pth'  # where no run looks for its own
+        if not path.exists():
+            _, checkpoint = self._largest_alone(unit, cfg)
+            path.parent.mkdir(exist_ok=True)
+            warm_start(cfg, checkpoint, path, order=ROWS[unit.row].order, seed=unit.seed)
+        return path
+
     def _pretrained(self, cfg: Config) -> Trained:
         checkpoint, seconds = pretrain(cfg)
         return load_teacher(checkpoint)[0], cfg.train_cfg.max_iters, seconds

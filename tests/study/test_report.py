@@ -4,7 +4,7 @@ import pytest
 from mmengine.config import Config
 
 from poa_mm.study import Entry, read_evidence, write_evidence, write_report
-from poa_mm.study.report import EVIDENCE, PAGE, fill, parts_of, tables
+from poa_mm.study.report import EVIDENCE, PAGE, WARM_PAGE, fill, parts_of, tables
 from poa_mm.study.rows import DATA, ROWS
 from poa_mm.study.smoke import DATA as SMOKE
 
@@ -57,7 +57,7 @@ def test_costs_are_those_of_runs_and_what_was_not_measured_lies_on_a_line(entrie
 
 def test_nothing_yet_gives_empty_tables():
     found = tables([], 'digits', SIZES, FLOPS)
-    assert all(row in found['seeds'] for row in ROWS)
+    assert all(row in found['seeds'] + found['warm_seeds'] for row in ROWS)
     assert found['knn'].count('\n') == 1
 
 
@@ -83,10 +83,32 @@ def test_a_report_is_rebuilt_from_the_json_alone(entries, tmp_path):
     assert {path: path.read_bytes() for path in written} == before
 
 
-def test_the_numbers_of_the_page_are_those_of_the_json():
-    text = PAGE.read_text(encoding='utf-8')
-    assert 'begin fashion_mnist.knn' in text
+@pytest.mark.parametrize('page, mark', [(PAGE, 'fashion_mnist.knn'), (WARM_PAGE, 'fashion_mnist.warm_knn')])
+def test_the_numbers_of_the_page_are_those_of_the_json(page, mark):
+    text = page.read_text(encoding='utf-8')
+    assert f'begin {mark}' in text
     assert fill(text, parts_of(read_evidence(EVIDENCE))) == text
+
+
+def test_warm_starts_have_tables_and_a_figure_of_their_own(entries, tmp_path):
+    found = [replace(entry, row='warm_20', iterations=2, seconds=120) for entry in entries if entry.row == 'poa']
+    found = [replace(entry, knn=entry.knn - 0.005) for entry in found]
+    slices = [replace(entry, row='slices', knn=0.5, seconds=999) for entry in found]
+    everything = [*entries, *found, *slices]
+    tables_of = tables(everything, 'digits', SIZES, FLOPS)
+    assert tables_of['warm_knn'].splitlines()[2:] == [
+        '| `poa`: POA from scratch, all iterations | 10.0 | 91.0 ± 1.0 | 93.0 ± 1.0 | 94.0 ± 1.0 |',
+        '| `slices`: slices of the source, as they are | 0.0 | 50.0 ± 0.0 | 50.0 ± 0.0 | 50.0 ± 0.0 |',
+        '| `warm_20`: warm start, 20 % of the iterations, not ordered, EMA teacher | 2.0 | 90.5 ± 1.0 | 92.5 ± 1.0 '
+        '| 93.5 ± 1.0 |',
+    ]
+    assert '| `warm_20` - `poa` | -0.5 ± 1.4 | -0.5 ± 1.4 | -0.5 ± 1.4 |' in tables_of['warm_gap']
+    assert 'warm_20' not in tables_of['knn'] + tables_of['gains'] + tables_of['seeds']
+    write_evidence(tmp_path / 'evidence.json', everything)
+    assert tmp_path / 'evidence' / 'digits_warm.png' in write_report(
+        tmp_path / 'evidence.json', tmp_path / 'none.md', SMOKE
+    )
+    assert parts_of(entries, SMOKE)['digits.figure_warm'] == ''
 
 
 def test_the_evidence_is_of_the_study():
@@ -95,5 +117,5 @@ def test_the_evidence_is_of_the_study():
     assert {entry.data for entry in entries} <= set(DATA)
     lengths = {name: Config.fromfile(path).train_cfg.max_iters for name, path in DATA.items()}
     for entry in entries:
-        if ROWS[entry.row].start in ('supernet', 'alone', 'slices'):
-            assert entry.iterations == lengths[entry.data]
+        if ROWS[entry.row].start in ('supernet', 'alone', 'slices', 'warm'):
+            assert entry.iterations == round(ROWS[entry.row].share * lengths[entry.data])

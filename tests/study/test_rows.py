@@ -2,7 +2,7 @@ import pytest
 
 from poa_mm.elastic import SubnetSpace
 from poa_mm.study import ROWS, Unit, plan
-from poa_mm.study.rows import three_sizes
+from poa_mm.study.rows import WARM_ROWS, three_sizes
 
 SPACE = SubnetSpace([48, 64, 80, 96], [2, 3, 4])
 SIZES = ['48x2', '80x3', '96x4']
@@ -15,13 +15,14 @@ def test_three_sizes_of_a_space():
 
 def test_the_whole_study():
     units = plan({'a': SPACE, 'b': SPACE}, ROWS, [0, 1, 2], ['a', 'b'])
-    assert len(units) == len(set(units)) == 2 * (1 + 3 * (1 + 1 + 7 + 3 * 3))
+    assert len(units) == len(set(units)) == 2 * (1 + 3 * (1 + 1 + 7 + len(WARM_ROWS) + 3 * 3))
     assert {unit.row for unit in units} == set(ROWS)
     assert [unit for unit in units if unit.row == 'pixels'] == [Unit('a', 'pixels', 0), Unit('b', 'pixels', 0)]
 
 
 def test_slices_come_with_and_after_the_network_that_they_are_cut_from():
     assert plan({'a': SPACE}, ['slices'], [5], ['a']) == [Unit('a', 'alone', 5, '96x4'), Unit('a', 'slices', 5)]
+    assert plan({'a': SPACE}, ['warm_5'], [5], ['a']) == [Unit('a', 'alone', 5, '96x4'), Unit('a', 'warm_5', 5)]
     both = plan({'a': SPACE}, ['slices', 'alone'], [5], ['a'])
     assert both == [*(Unit('a', 'alone', 5, size) for size in SIZES), Unit('a', 'slices', 5)]
 

@@ -102,6 +102,42 @@ def test_slices_are_those_of_the_largest_network_trained_alone(worker, folder):
     assert [str(subnet) for subnet in description.space] == ['96x6']
 
 
+@pytest.mark.parametrize('row', ['warm_20', 'warm_20_frozen', 'warm_5_ordered', 'slices_ordered'])
+def test_warm_starts_begin_with_the_largest_network_trained_alone(worker, folder, row):
+    unit, alone_96 = Unit('digits', row, 0), Unit('digits', 'alone', 0, '96x6')
+    entries = worker.do(unit)
+    source, start = (
+        load_teacher(path)[0]
+        for path in (alone_96.folder(folder) / 'iter_3.pth', unit.folder(folder) / 'start' / 'start.pth')
+    )
+    ordered = 'ordered' in row
+    qkv = [network.layers[0].attn.qkv.weight for network in (source, start)]
+    assert torch.equal(*qkv) != ordered
+    images = torch.randn(2, 3, 32, 32)
+    # At full size, the same network, in whatever order its channels are.
+    features = [network.extract_features(images).cls.sort(dim=1).values for network in (source, start)]
+    torch.testing.assert_close(*features, rtol=1e-4, atol=1e-4)
+    assert [entry.subnet for entry in entries] == ['48x3', '96x6']
+    assert {entry.iterations for entry in entries} == {3 if row == 'slices_ordered' else 1}
+    if row == 'slices_ordered':
+        return
+    weights = torch.load(unit.folder(folder) / 'iter_1.pth', weights_only=False)['state_dict']
+    frozen = weights.get('frozen_teacher.backbone.layers.0.attn.qkv.weight')
+    assert (frozen is not None) == ('frozen' in row)
+    if frozen is not None:
+        assert torch.equal(frozen, qkv[0])
+
+
+def test_a_share_of_a_run_has_all_its_parts(tmp_path):
+    fashion = Worker(tmp_path)
+    whole, short = (fashion.config(Unit('fashion_mnist', row, 0)) for row in ('poa', 'warm_20_frozen'))
+    assert short.train_cfg.max_iters == round(0.2 * whole.train_cfg.max_iters)
+    assert short.recipe.ramp_iters == round(0.2 * whole.recipe.ramp_iters)
+    assert short.custom_hooks[1].freeze_backbone_iters == short.recipe.heads_iters == 40
+    assert short.recipe.lr == 0.5 * whole.recipe.lr
+    assert (whole.model.get('frozen_teacher'), short.model.frozen_teacher) == (None, 'source')
+
+
 @pytest.mark.parametrize('row', ['pixels', 'untrained', 'supervised'])
 def test_rows_without_pretraining(row, worker):
     subnet = None if row == 'pixels' else '48x3'
@@ -173,7 +209,7 @@ def test_all_rows_end_to_end(tmp_path):
     page = (tmp_path / 'evidence.md').read_text()
     assert '96x6' in page
     assert {path.name for path in (tmp_path / 'evidence').iterdir()} == {
-        f'digits_{name}.png' for name in ('params', 'heat_map', 'ablation', 'labels')
+        f'digits_{name}.png' for name in ('params', 'heat_map', 'ablation', 'labels', 'warm')
     }
 
 

@@ -21,13 +21,12 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('package', metavar='PACKAGE', help='the .tgz file, or the folder that it was unpacked to')
     parser.add_argument('out', metavar='OUT', help='folder to write, new or empty')
-    parser.add_argument('--test', type=int, default=3, metavar='N', help='every Nth image is for tests (default: 3)')
     add_debug(parser)
     return parser.parse_args()
 
 
 def convert(args: argparse.Namespace) -> None:
-    counts = write_emoji(args.package, args.out, args.test)
+    counts = write_emoji(args.package, args.out)
     for split, number in counts.items():
         print(f'{args.out}/{split}: {number} images')
 

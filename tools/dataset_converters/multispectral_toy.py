@@ -18,14 +18,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('out', help='folder to write to: one folder for each of four classes')
     parser.add_argument('--images', type=int, default=20, help='of each class (default: 20)')
     parser.add_argument('--size', type=int, default=64, help='rows and columns (default: 64)')
-    parser.add_argument('--bands', type=int, default=13, help='default: 13')
     parser.add_argument('--seed', type=int, default=0, help='default: 0')
     add_debug(parser)
     return parser.parse_args()
 
 
 def write(args: argparse.Namespace) -> None:
-    paths = write_multispectral(args.out, args.images, args.size, args.bands, args.seed)
+    paths = write_multispectral(args.out, args.images, args.size, args.seed)
     print(f'wrote {len(paths)} images to {args.out}')
 
 

@@ -10,6 +10,8 @@ from mmcv.transforms import BaseTransform
 from mmengine.registry import TRANSFORMS
 from mmengine.utils import to_2tuple
 
+MIN_ASPECT = 0.3  # smallest aspect ratio of a block; the largest is its inverse
+
 
 @TRANSFORMS.register_module()
 class BlockMask(BaseTransform):
@@ -29,7 +31,6 @@ class BlockMask(BaseTransform):
         ratio: Range of the share of masked patches. Default: (0.1, 0.5).
         num_masks: Number of masks, one for each global crop. Default: 2.
         min_patches: Smallest area of a block in patches. Default: 4.
-        min_aspect: Smallest aspect ratio of a block; the largest is its inverse. Default: 0.3.
 
     Raises:
         ValueError: If a probability, ratio or size is out of range.
@@ -42,7 +43,6 @@ class BlockMask(BaseTransform):
         ratio: Sequence[float] = (0.1, 0.5),
         num_masks: int = 2,
         min_patches: int = 4,
-        min_aspect: float = 0.3,
     ):
         self.grid = to_2tuple(grid)
         if min(self.grid) < 1:
@@ -51,13 +51,12 @@ class BlockMask(BaseTransform):
             raise ValueError(f'prob {prob} is not in [0, 1]')
         if len(ratio) != 2 or not 0 <= ratio[0] <= ratio[1] <= 1:
             raise ValueError(f'ratio {ratio} must be two rising numbers in [0, 1]')
-        if min_patches < 1 or not 0 < min_aspect <= 1:
-            raise ValueError(f'min_patches {min_patches} or min_aspect {min_aspect} is out of range')
+        if min_patches < 1:
+            raise ValueError(f'min_patches {min_patches} is below 1')
         self.prob = prob
         self.ratio = tuple(ratio)
         self.num_masks = num_masks
         self.min_patches = min_patches
-        self.min_aspect = min_aspect
 
     def transform(self, results: dict) -> dict:
         """Add ``mask`` to ``results``."""
@@ -76,7 +75,7 @@ class BlockMask(BaseTransform):
     def _add_block(self, mask: np.ndarray, room: int) -> bool:
         """Mask one more block with at most ``room`` new patches; False if ten tries find none."""
         rows, columns = self.grid
-        log_aspect = math.log(self.min_aspect)
+        log_aspect = math.log(MIN_ASPECT)
         for _ in range(10):
             area = np.random.uniform(min(self.min_patches, room), room)
             aspect = math.exp(np.random.uniform(log_aspect, -log_aspect))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Sequence
 from types import FrameType
 
 import torch
@@ -15,6 +14,8 @@ from mmengine.runner import Runner
 
 from ..accumulation import waiting_batches
 from .once import OnceHook
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @HOOKS.register_module()
@@ -27,21 +28,11 @@ class PreemptionHook(OnceHook):
     update, which a checkpoint has to wait for. A second SIGINT (Ctrl-C) interrupts at once.
 
     The ranks tell each other once an iteration, by one number.
-
-    Args:
-        signals: Names of the signals. Default: ``('SIGTERM', 'SIGINT')``.
-
-    Raises:
-        ValueError: If a signal is unknown.
     """
 
     priority = 'LOW'  # before the checkpoint
 
-    def __init__(self, signals: Sequence[str] = ('SIGTERM', 'SIGINT')):
-        unknown = [name for name in signals if name not in signal.Signals.__members__]
-        if unknown:
-            raise ValueError(f'signals {unknown} are unknown; SIGTERM and SIGINT are typical')
-        self.signals = [signal.Signals[name] for name in signals]
+    def __init__(self):
         self._received = 0
         self._waits = False
         self._replaced: dict[signal.Signals, object] = {}
@@ -53,7 +44,7 @@ class PreemptionHook(OnceHook):
             return
         self._received = 0
         self._waits = False
-        self._replaced = {number: signal.signal(number, self._note) for number in self.signals}
+        self._replaced = {number: signal.signal(number, self._note) for number in SIGNALS}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == self._received == signal.SIGINT:

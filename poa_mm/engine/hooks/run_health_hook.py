@@ -15,6 +15,8 @@ from poa_mm.elastic import Subnet
 from .model import model_of
 from .once import OnceHook
 
+MAX_DATA_WAIT = 0.3  # share of the time above which data loading counts as the bottleneck
+ENTROPY_MARGIN = 0.01  # how close to 0 or log K, as a share of log K, is a collapse
 ENTROPY = re.compile(r'train/teacher_entropy_(\d+)')
 
 
@@ -44,33 +46,19 @@ class RunHealthHook(OnceHook):
 
     Args:
         interval: Iterations between looks. Default: 50.
-        max_data_wait: Share of the time above which data loading counts as the bottleneck. Default: 0.3.
-        entropy_margin: How close to 0 or log K, as a share of log K, is a collapse. Default: 0.01.
         entropy_begin: Iteration before which no collapse is looked for: targets of an untrained teacher are near
             one of the bounds. Default: 1000.
 
     Raises:
-        ValueError: If ``interval`` is below 1, a share is not in (0, 1) or the margin is 0.5 or more.
+        ValueError: If ``interval`` is below 1.
     """
 
     priority = 55  # after the timer, before the logger
 
-    def __init__(
-        self,
-        interval: int = 50,
-        max_data_wait: float = 0.3,
-        entropy_margin: float = 0.01,
-        entropy_begin: int = 1000,
-    ):
+    def __init__(self, interval: int = 50, entropy_begin: int = 1000):
         if interval < 1:
             raise ValueError(f'interval {interval} is below 1')
-        if not 0 < max_data_wait < 1:
-            raise ValueError(f'max_data_wait {max_data_wait} is not between 0 and 1')
-        if not 0 < entropy_margin < 0.5:
-            raise ValueError(f'entropy_margin {entropy_margin} is not between 0 and 0.5')
         self.interval = interval
-        self.max_data_wait = max_data_wait
-        self.entropy_margin = entropy_margin
         self.entropy_begin = entropy_begin
 
     def before_train(self, runner: Runner) -> None:
@@ -105,7 +93,7 @@ class RunHealthHook(OnceHook):
         self._warn(
             runner,
             'data_wait',
-            share > self.max_data_wait,
+            share > MAX_DATA_WAIT,
             f'Data loading is the bottleneck: {share:.0%} of the time is spent waiting for it. More workers '
             '(train_dataloader.num_workers), a faster disk or smaller image files help.',
         )
@@ -118,7 +106,7 @@ class RunHealthHook(OnceHook):
             number = int(match[1])
             entropy, highest = history.mean(self.interval), math.log(number)
             found = f'on {number} prototypes, the mean entropy of its targets is {entropy:.3f} nats'
-            margin = self.entropy_margin * highest
+            margin = ENTROPY_MARGIN * highest
             text = f'The teacher collapses onto single prototypes: {found}, near 0.'
             self._warn(runner, f'{name} low', entropy < margin, text)
             text = f'The teacher collapses to uniform targets: {found}, near the highest of {highest:.3f}.'

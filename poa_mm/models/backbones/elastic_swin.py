@@ -70,6 +70,9 @@ class ElasticSwinTransformer(OnePatchSize, SwinTransformer):
             ``img_size``. Default: False.
         pad_small_map: Pad maps that are smaller than a window, too, so that images of any size can be computed.
             Default: True (mmpretrain's is False).
+        unshifted_stages: Stages none of whose blocks is shifted. Other libraries do not shift those whose map is not
+            larger than a window, such as the last (3) of images of 224 pixels; with ``pad_small_map``, mmpretrain does.
+            Default: (), every other block of every stage is shifted.
         frozen_stages: The last stage that does not train, with all before it: 0 is the stem and the first stage, as
             mmpretrain counts. Default: -1, none.
         norm_eval: As of mmpretrain's class, for which it concerns BatchNorm only; there is none. Default: False.
@@ -121,6 +124,7 @@ class ElasticSwinTransformer(OnePatchSize, SwinTransformer):
         stem_norm: str = 'sliced',
         use_abs_pos_embed: bool = False,
         pad_small_map: bool = True,
+        unshifted_stages: Sequence[int] = (),
         frozen_stages: int = -1,
         norm_eval: bool = False,
         drop_rate: float = 0.0,
@@ -147,6 +151,8 @@ class ElasticSwinTransformer(OnePatchSize, SwinTransformer):
                 raise ValueError(f'{name} {rate} is not in [0, 1)')
         if not -1 <= frozen_stages <= last:
             raise ValueError(f'frozen_stages {frozen_stages} is not among -1 (none), 0 .. {last}')
+        if not set(unshifted_stages) <= set(range(self.num_layers)):
+            raise ValueError(f'unshifted_stages {list(unshifted_stages)} are not among 0 .. {last}')
         if stem_norm not in self.STEM_NORMS:
             raise ValueError(f'stem_norm {stem_norm!r} is not one of {", ".join(self.STEM_NORMS)}')
         self.out_indices = tuple(sorted(set(out_indices)))
@@ -160,6 +166,7 @@ class ElasticSwinTransformer(OnePatchSize, SwinTransformer):
         self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
         self.use_abs_pos_embed, self.interpolate_mode = use_abs_pos_embed, 'bicubic'
         self.pad_small_map, self.drop_rate = pad_small_map, drop_rate
+        self.unshifted_stages = tuple(sorted(set(unshifted_stages)))
 
         self.patch_embed = ElasticSwinStem(
             stem_norm,
@@ -180,6 +187,7 @@ class ElasticSwinTransformer(OnePatchSize, SwinTransformer):
                 width,
                 depth,
                 downsample=stage < last,
+                shifted=stage not in self.unshifted_stages,
                 head_dim=self.head_dim,
                 window_size=window_size,
                 drop_path_rate=drop_path_rate,
@@ -346,6 +354,7 @@ class ElasticSwinTransformer(OnePatchSize, SwinTransformer):
             in_channels=self.in_channels,
             window_size=self.window_size,
             pad_small_map=self.pad_small_map,
+            unshifted_stages=self.unshifted_stages,
         )
         others = dict(use_abs_pos_embed=self.use_abs_pos_embed, drop_rate=self.drop_rate, norm_eval=self.norm_eval)
         config |= {name: value for name, value in others.items() if value}

@@ -136,11 +136,11 @@ class ElasticPatchMerging(PatchMerging):
 
 
 class ElasticSwinStage(BaseModule):
-    """Blocks on one grid, every other one shifted, and the patch merging after them."""
+    """Blocks on one grid, every other one shifted unless none is, and the patch merging after them."""
 
-    def __init__(self, width: int, depth: int, downsample: bool, **block_options: Any):
+    def __init__(self, width: int, depth: int, downsample: bool, shifted: bool = True, **block_options: Any):
         super().__init__()
         self.blocks = ModuleList(
-            ElasticSwinBlock(width, shift=index % 2 == 1, **block_options) for index in range(depth)
+            ElasticSwinBlock(width, shift=shifted and index % 2 == 1, **block_options) for index in range(depth)
         )
         self.downsample = ElasticPatchMerging(width) if downsample else None

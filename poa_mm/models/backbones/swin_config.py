@@ -20,6 +20,7 @@ def swin_config(
     in_channels: int,
     window_size: int,
     pad_small_map: bool = True,
+    unshifted_stages: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Config of the stock ``mmpretrain.SwinTransformer`` that a subnet is.
 
@@ -29,6 +30,7 @@ def swin_config(
         head_dim: Channels of an attention head.
         img_size: As of the stock network, which takes images of any size.
         patch_size: As of the stock network, as are the others.
+        unshifted_stages: Those of the supernet none of whose blocks is shifted. Default: ().
     """
     config = dict(
         type='SwinTransformer',
@@ -43,10 +45,14 @@ def swin_config(
         window_size=window_size,
         pad_small_map=pad_small_map,
     )
-    shifts = [index % 2 == 1 for index in kept_blocks(subnet.depth, depths[ELASTIC_STAGE])]
-    if shifts != [position % 2 == 1 for position in range(len(shifts))]:  # which is what the stock network does
-        config['stage_cfgs'] = [{} for _ in depths]
-        config['stage_cfgs'][ELASTIC_STAGE] = dict(block_cfgs=[dict(shift=shift) for shift in shifts])
+    stages: list[dict[str, Any]] = []
+    for stage, depth in enumerate(depths):
+        kept = kept_blocks(subnet.depth if stage == ELASTIC_STAGE else depth, depth)
+        shifts = [index % 2 == 1 and stage not in unshifted_stages for index in kept]
+        in_turn = shifts == [position % 2 == 1 for position in range(len(shifts))]  # what the stock network does
+        stages.append({} if in_turn else dict(block_cfgs=[dict(shift=shift) for shift in shifts]))
+    if any(stages):
+        config['stage_cfgs'] = stages
     return config
 
 

@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-import torch
-from mmengine.registry import MODELS
+from supernets import VIT, build_supernet, save_supernet
 
 from poa_mm.deploy.export.network import ExportNetwork
 from poa_mm.deploy.stock import StockNetwork
@@ -11,14 +10,7 @@ from poa_mm.deploy.stock import StockNetwork
 PREPROCESSORS = dict(rgb=dict(mean=[100.5, 110.5, 120.5], std=[50.0, 60.0, 70.0], to_rgb=True))
 PREPROCESSORS['bgr'] = PREPROCESSORS['rgb'] | dict(to_rgb=False)
 SUPERNETS = dict(
-    vit=dict(
-        type='ElasticVisionTransformer',
-        arch=dict(embed_dims=64, num_layers=4, num_heads=4, feedforward_channels=256),
-        widths=[32, 48, 64],
-        depths=[2, 3, 4],
-        img_size=64,
-        layer_scale_init_value=0.5,
-    ),
+    vit=VIT,
     # Windows of 2 in maps of 16, 8, 4 and 2 rows: the last is a single window.
     swin=dict(
         type='ElasticSwinTransformer',
@@ -52,9 +44,7 @@ def export_network(randomise):
 
     def make(family, subnet, preprocessor='rgb', **options):
         supernet = SUPERNETS[family] | options
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            backbone = randomise(MODELS.build(supernet))
+        backbone = build_supernet(supernet, randomise)
         config, state = backbone.extract(backbone.space.parse(subnet))
         data_preprocessor = PREPROCESSORS[preprocessor] if isinstance(preprocessor, str) else preprocessor
         return ExportNetwork(
@@ -67,18 +57,10 @@ def export_network(randomise):
 @pytest.fixture(scope='session')
 def export_supernet(randomise, tmp_path_factory):
     """Maker of checkpoints of these supernets."""
-    from poa_mm.checkpoint import describe_supernet
 
     def make(family, preprocessor='rgb', **options):
-        supernet = SUPERNETS[family] | options
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            backbone = randomise(MODELS.build(supernet))
-        path = tmp_path_factory.mktemp(family) / 'poa.pth'
-        state = {f'teacher.backbone.{key}': value for key, value in backbone.state_dict().items()}
-        description = describe_supernet(dict(backbone=supernet, data_preprocessor=PREPROCESSORS[preprocessor]))
-        torch.save({'state_dict': state, 'poa': description}, path)
-        return path
+        supernet, path = SUPERNETS[family] | options, tmp_path_factory.mktemp(family) / 'poa.pth'
+        return save_supernet(build_supernet(supernet, randomise), supernet, PREPROCESSORS[preprocessor], path)
 
     return make
 

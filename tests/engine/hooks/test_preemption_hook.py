@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from mmengine.hooks import Hook
 
-from poa_mm.engine import PreemptionHook
 from poa_mm.engine.hooks import preemption_hook
 
 
@@ -81,11 +80,6 @@ def test_a_thread_trains_without(run_config, build_runner):
     thread.start()
     thread.join()
     assert runner.iter == 4
-
-
-def test_unknown_signal_is_refused():
-    with pytest.raises(ValueError, match='SIGNOPE'):
-        PreemptionHook(signals=['SIGTERM', 'SIGNOPE'])
 
 
 def _work(ready):

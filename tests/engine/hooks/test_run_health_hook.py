@@ -140,7 +140,6 @@ def test_size_classes(run_config):
     assert max(sizes['small']) <= min(sizes['medium']) and max(sizes['medium']) <= min(sizes['large'])
 
 
-@pytest.mark.parametrize('options', [dict(interval=0), dict(max_data_wait=1.0), dict(entropy_margin=0.5)])
-def test_bad_values_are_refused(options):
-    with pytest.raises(ValueError, match=str(next(iter(options)))):
-        RunHealthHook(**options)
+def test_bad_values_are_refused():
+    with pytest.raises(ValueError, match='interval 0 is below 1'):
+        RunHealthHook(interval=0)

@@ -93,6 +93,7 @@ OPTIONS = {
     'deep stages': dict(arch=dict(ARCH, depths=[2, 3, 5, 2]), depths=(3, 5)),
     'one head': dict(arch=dict(ARCH, num_heads=[1, 2, 4, 8]), widths=(32,)),
     'position embedding': dict(use_abs_pos_embed=True),
+    'unshifted': dict(arch=dict(ARCH, depths=[1, 2, 4, 2]), unshifted_stages=[3, 2]),
     'frozen': dict(frozen_stages=1, norm_eval=True),
     'dropout': dict(drop_rate=0.5),
     'all at once': dict(use_abs_pos_embed=True, frozen_stages=3, norm_eval=True, drop_rate=0.2, pad_small_map=True),
@@ -136,6 +137,23 @@ def test_blocks_keep_their_shift(network):
 
 
 @torch.no_grad()
+def test_unshifted_stages(elastic_swin):
+    network = elastic_swin(arch=dict(ARCH, depths=[1, 2, 4, 2]), unshifted_stages=[3])
+    shifts = [[block.attn.shift_size for block in stage.blocks] for stage in network.stages]
+    assert shifts == [[0], [0, 2], [0, 2, 0, 2], [0, 0]]
+    for depth in (3, 4):
+        plain = stock(network, Subnet(24, depth))
+        assert [block.attn.shift_size for block in plain.stages[3].blocks] == [0, 0]
+    # Which is what the library does with small maps that it need not pad.
+    unpadded = elastic_swin(arch=dict(ARCH, depths=[1, 2, 4, 2]), window_size=2, pad_small_map=False)
+    padded = elastic_swin(arch=dict(ARCH, depths=[1, 2, 4, 2]), window_size=2, unshifted_stages=[3])
+    image = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert_close(padded(image), unpadded(image))
+        shifted = elastic_swin(arch=dict(ARCH, depths=[1, 2, 4, 2]), window_size=2)(image)[0]
+        assert (shifted - unpadded(image)[0]).abs().max() > 1e-2
+
+
 def test_norm_of_the_stem(elastic_swin):
     """At full width there is one norm. Narrower, only that over the slice is a plain network's."""
     sliced, full = elastic_swin(), elastic_swin(stem_norm='full')
@@ -378,6 +396,7 @@ def test_mask_of_another_shape_is_refused(network, shape):
         (dict(drop_path_rate=-0.1), r'-0.1 is not in \[0, 1\)'),
         (dict(stem_norm='cut'), "'cut' is not one of sliced, full"),
         (dict(drop_rate=1), r'drop_rate 1 is not in \[0, 1\)'),
+        (dict(unshifted_stages=[4]), r'unshifted_stages \[4\] are not among 0 .. 3'),
         (dict(frozen_stages=4), r'frozen_stages 4 is not among -1 \(none\), 0 .. 3'),
     ],
 )

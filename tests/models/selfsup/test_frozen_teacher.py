@@ -379,3 +379,24 @@ def test_every_family(supernets, wide, family):
 def samples(model):
     grid = model.backbone.mask_grid((64, 64))
     return dict(data_samples=[DataSample(mask=torch.rand(2, *grid) < 0.4) for _ in range(3)])
+
+
+@pytest.mark.parametrize('kind', ['source', 'another'])
+def test_in_pieces_a_batch_gives_the_same(wide, kind):
+    """Loss, terms and gradients of three micro-batches are those of the batch."""
+    results = []
+    for micro_batches in (1, 3):
+        torch.manual_seed(3)
+        options = dict(frozen_teacher='source' if kind == 'source' else dict(backbone=wide[0]))
+        model = deal(make(micro_batches=micro_batches, **options), '16x2')
+        model.double()
+        model.frozen_teacher.loaded.fill_(1)
+        found = model.loss(**doubled(make_data()))
+        found['loss'].backward()
+        grads = {name: param.grad for name, param in model.named_parameters() if param.grad is not None}
+        results.append(({name: value.detach() for name, value in found.items()}, grads))
+    (expected, grads), (found, found_grads) = results
+    assert found.keys() == expected.keys()
+    assert ('L_ES1_feature' in found) == (kind == 'another')
+    assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert_close(found_grads, grads, rtol=1e-4, atol=1e-6)
