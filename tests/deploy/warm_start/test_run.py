@@ -97,6 +97,8 @@ def test_a_folder_of_transformers(config_of, randomise, tmp_path):
     config.model.data_preprocessor = dict(config.model.data_preprocessor, to_rgb=True)
     report = warm_start(config, tmp_path / 'hub', tmp_path / 'start.pth')
     assert (report.assumed, report.normalisation, report.library.split()[0]) == ([], None, 'transformers')
+    with pytest.raises(ValueError, match=r'config\.json: it has 4 heads, not 8 \(--heads\)'):
+        warm_start(config, tmp_path / 'hub', tmp_path / 'start.pth', heads=8)
     other = config_of('vit')
     other.model.data_preprocessor = dict(config.model.data_preprocessor)
     with pytest.raises(CheckpointError, match='eps is 1e-05, in the config 1e-06'):
@@ -184,6 +186,16 @@ def test_files_that_are_no_weights(config_of, save, tmp_path):
         with pytest.raises(CheckpointError):
             warm_start(config_of('vit'), tmp_path / path, tmp_path / 'start.pth', heads=4)
     path = save(torch.nn.Linear(2, 2).state_dict())
+    for options, message in (
+        (dict(images='x'), 'images are for the order taylor'),
+        (dict(images='x', order='magnitude'), 'not for the order magnitude'),
+        (dict(subnets=['32x2']), 'subnets are named for scores'),
+        (dict(order='size'), "order 'size' is not one of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            warm_start(config_of('vit'), path, tmp_path / 'start.pth', **options)
+    with pytest.raises(IsADirectoryError):
+        warm_start(config_of('vit'), path, tmp_path)
     with pytest.raises(ValueError, match='is the file of the weights, which would be lost'):
         warm_start(config_of('vit'), path, path)
     assert read_checkpoint(path)
