@@ -1,12 +1,14 @@
 """What is resized, what lies beside the weights, and a run that starts from the checkpoint."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
 from mmengine.registry import MODELS
 from mmpretrain.models import VisionTransformer
 from safetensors.torch import save_file
+from torch import nn
 from torch.testing import assert_close
 
 from poa_mm.checkpoint import CheckpointError, load_teacher, read_checkpoint
@@ -119,7 +121,7 @@ def test_a_folder_of_transformers(config_of, randomise, tmp_path):
     assert not (tmp_path / 'other.pth').exists()
 
 
-def test_a_folder_of_timm(config_of, randomise, tmp_path):
+def test_a_folder_of_timm(config_of, randomise, tmp_path, monkeypatch):
     """The comparison is with the architecture that the folder names."""
     timm = pytest.importorskip('timm')
     options = dict(img_size=32, patch_size=8, embed_dim=64, depth=3, num_heads=4)
@@ -139,7 +141,16 @@ def test_a_folder_of_timm(config_of, randomise, tmp_path):
     report = warm_start(config, tmp_path / 'hub', tmp_path / 'start.pth')
     assert report.normalisation is None
     assert not any('heads' in text for text in report.assumed)
-    # The same names with another activation: only the comparison sees it.
+    # The architecture decides: the same names with another eps, or another activation, which only the comparison sees.
+    config.model.backbone.norm_cfg = dict(type='LN', eps=1e-5)
+    with pytest.raises(CheckpointError, match=r'eps is 1e-06, in the config 1e-05'):
+        warm_start(config, tmp_path / 'hub', tmp_path / 'other.pth')
+    config.model.backbone.pop('norm_cfg')
+    norm = partial(nn.LayerNorm, eps=1e-5)
+    monkeypatch.setattr('timm.create_model', partial(timm.create_model, norm_layer=norm))
+    with pytest.raises(CheckpointError, match=r'network of timm .* have eps \[1e-05\], those of the config \[1e-06\]'):
+        warm_start(config, tmp_path / 'hub', tmp_path / 'other.pth')
+    monkeypatch.undo()
     (tmp_path / 'hub' / 'config.json').write_text(
         json.dumps({**settings, 'model_args': {**settings['model_args'], 'act_layer': 'gelu_tanh'}})
     )
@@ -185,7 +196,7 @@ def test_files_that_are_no_weights(config_of, save, tmp_path):
     for path in ('missing.pth', '.'):
         with pytest.raises(CheckpointError):
             warm_start(config_of('vit'), tmp_path / path, tmp_path / 'start.pth', heads=4)
-    path = save(torch.nn.Linear(2, 2).state_dict())
+    path = save(nn.Linear(2, 2).state_dict())
     for options, message in (
         (dict(images='x'), 'images are for the order taylor'),
         (dict(images='x', order='magnitude'), 'not for the order magnitude'),
