@@ -1,5 +1,7 @@
 """Patches of several sizes in one vision transformer."""
 
+import copy
+
 import pytest
 import torch
 from mmengine.registry import MODELS
@@ -172,6 +174,17 @@ def test_parameters_and_their_depths_are_those_of_one_patch_size(elastic_vit, ne
     names = [name for name, _ in network.named_parameters()]
     assert names == [name for name, _ in alone.named_parameters()]
     assert [network.get_layer_depth(name) for name in names] == [alone.get_layer_depth(name) for name in names]
+
+
+def test_shapes_are_known_without_weights(network):
+    """On the device meta, as a scorecard asks for sizes of files."""
+    shapes = copy.deepcopy(network).to('meta')
+    for subnet in (Subnet(32, 2, 8), Subnet(64, 4, 32), Subnet(48, 3)):
+        expected, found = (source.extract(subnet)[1] for source in (network, shapes))
+        assert {name: value.shape for name, value in found.items()} == {n: v.shape for n, v in expected.items()}
+        assert shapes.extract_features(torch.zeros(2, 3, 64, 64, device='meta'), subnet).cls.shape == (2, subnet.width)
+    with torch.no_grad():
+        assert network.extract_features(torch.zeros(1, 3, 64, 64), Subnet(32, 2, 8)).cls.isfinite().all()
 
 
 # --- mistakes ---
