@@ -19,7 +19,7 @@ LIGHT_TESTS = tests/test_light_stack.py tests/test_compat.py tests/tools/test_de
 
 help:
 	@echo 'make env     build the Python environment and install poa_mm into it (STACK=onedl|openmmlab|light)'
-	@echo 'make demo    pre-train on handwritten digits, extract, score every subnet: 10 minutes on 2 cores'
+	@echo 'make demo    pre-train on handwritten digits, extract, score every subnet: minutes on one CPU core'
 	@echo '             (CONFIG=configs/poa/swint_digits.py or resnet_digits.py: another family)'
 	@echo 'make test    run the tests (test-slow: those that take minutes; test-faults: kills, signals, NaN)'
 	@echo 'make test-light  what pre-training, extraction and evaluation need, without ops and mmdet (STACK=light)'

@@ -80,3 +80,9 @@ def test_arrows_point_down(name):
 @pytest.mark.parametrize('path', FILES, ids=module_name)
 def test_no_long_file(path):
     assert len(path.read_text().splitlines()) <= 400
+
+
+def test_no_two_files_of_tests_have_one_name():
+    """Pytest imports them by their name alone."""
+    names = [path.name for path in (ROOT / 'tests').rglob('test_*.py')]
+    assert sorted(names) == sorted(set(names))

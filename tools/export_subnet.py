@@ -13,7 +13,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('checkpoint', help='checkpoint of a pre-training run, or the config of an extracted subnet')
     parser.add_argument(
-        '--subnet', action='append', metavar='WxD', help="'384x12' or a name such as 'small'; may be repeated"
+        '--subnet',
+        action='append',
+        metavar='WxD[pP]',
+        help="'384x12', '384x12p32' or a name such as 'small'; may be repeated",
     )
     parser.add_argument(
         '--to', nargs='+', required=True, metavar='FORMAT', help='one or more of timm, huggingface, onnx, torch'

@@ -22,8 +22,8 @@ model = dict(
 # --- data ------------------------------------------------------------------------------------
 load = dict(type='SafeLoadImageFromFile')
 jitter = dict(type='FastColorJitter', brightness=0.4, contrast=0.4, saturation=0.4, hue=0.05)
-global_crop = dict(type='RandomAffineCrop', scale=32, crop_ratio_range=(0.4, 1.0))
-local_crop = dict(type='RandomAffineCrop', scale=16, crop_ratio_range=(0.2, 0.6))
+global_crop = dict(type='RandomAffineCrop', scale=32, crop_ratio_range=(0.6, 1.0))
+local_crop = dict(type='RandomAffineCrop', scale=16, crop_ratio_range=(0.3, 0.8))
 train_pipeline = [
     load,
     dict(type='FastMultiView', num_views=[2, 2], transforms=[[global_crop, jitter], [local_crop, jitter]]),

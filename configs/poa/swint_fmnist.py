@@ -33,9 +33,9 @@ model = dict(
 )
 
 # --- data ------------------------------------------------------------------------------------
-levels = dict(type='FastColorJitter', brightness=0.5, contrast=0.5)
-global_crop = dict(type='RandomAffineCrop', scale=32, crop_ratio_range=(0.4, 1.0))
-local_crop = dict(type='RandomAffineCrop', scale=16, crop_ratio_range=(0.2, 0.6))
+levels = dict(type='FastColorJitter', brightness=0.8, contrast=0.8)
+global_crop = dict(type='RandomAffineCrop', scale=32, crop_ratio_range=(0.6, 1.0))
+local_crop = dict(type='RandomAffineCrop', scale=16, crop_ratio_range=(0.3, 0.8))
 train_pipeline = [
     dict(type='FastMultiView', num_views=[2, 2], transforms=[[global_crop, levels], [local_crop, levels]]),
     dict(type='BlockMask', grid=2, prob=0.5, ratio=(0.25, 0.5), min_patches=1),

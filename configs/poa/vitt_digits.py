@@ -3,7 +3,7 @@
 `make demo` pre-trains on the 1,433 training images without their labels and scores all 16 subnets by k-NN on the
 364 test images. It takes some minutes on one CPU core.
 
-README gives the range of the scores. Another seed, machine or number of threads moves single scores by 0.01 to 0.02.
+README gives the range of the scores over several seeds, which `benchmarks/demo_seeds.py` measures.
 
 For scale: the 64 pixels themselves, without any network, score 0.981. The demo shows that all sizes learn together, not
 that digits are hard.

@@ -6,10 +6,16 @@ weights gave on the patch before, exactly if it became larger, in the least-squa
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 
 import torch
 from torch import Tensor
+
+
+def full_precision(device: torch.device) -> AbstractContextManager:
+    """Without autocast, which the device ``meta`` has none of."""
+    return nullcontext() if device.type == 'meta' else torch.autocast(device.type, enabled=False)
 
 
 @cache
@@ -62,7 +68,7 @@ def resize_patches(weight: Tensor, size: tuple[int, int]) -> Tensor:
         return weight
     dtype = torch.promote_types(weight.dtype, torch.float32)
     rows, columns = (_placed(*sizes, True, dtype, weight.device) for sizes in zip(weight.shape[-2:], size))
-    with torch.autocast(weight.device.type, enabled=False):
+    with full_precision(weight.device):
         return (rows @ weight.to(dtype) @ columns.T).to(weight.dtype)
 
 
@@ -81,7 +87,7 @@ def resize_grid(cells: Tensor, grid: tuple[int, int], to: tuple[int, int]) -> Te
     """
     dtype = torch.promote_types(cells.dtype, torch.float32)
     rows, columns = (_placed(old, new, False, dtype, cells.device) for old, new in zip(grid, to))
-    with torch.autocast(cells.device.type, enabled=False):
+    with full_precision(cells.device):
         values = cells.to(dtype).unflatten(1, grid).permute(0, 3, 1, 2)  # (1, D, rows, columns)
         return (rows @ values @ columns.T).flatten(2).transpose(1, 2).to(cells.dtype)
 

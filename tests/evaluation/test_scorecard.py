@@ -15,6 +15,7 @@ from poa_mm.evaluation.linear import evaluate_linear
 from poa_mm.evaluation.measurement import MeasureSettings
 from poa_mm.evaluation.scorecard import file_bytes, make_scorecard
 from poa_mm.evaluation.scorecard_files import read_scorecard
+from poa_mm.evaluation.selection import choose
 from poa_mm.evaluation.unfinished import NAME
 
 BACKBONE = dict(
@@ -237,3 +238,28 @@ def test_another_checkpoint_is_refused(supernet_file, tmp_path):
     with pytest.raises(CheckpointError):
         make_scorecard(Config(CONFIG), supernet_file('vit'), tmp_path / 'new', SETTINGS)
     assert not (tmp_path / 'new').exists()
+
+
+def test_patch_sizes_have_scores_and_costs_of_their_own(tmp_path):
+    from mmengine.registry import MODELS
+
+    backbone_cfg = BACKBONE | dict(widths=[16, 32], depths=[2, 3], patch_sizes=[2, 4, 8])
+    config = Config(CONFIG | dict(model=CONFIG['model'] | dict(backbone=backbone_cfg)))
+    init_default_scope('mmpretrain')
+    torch.manual_seed(0)
+    backbone = MODELS.build(backbone_cfg)
+    for param in backbone.parameters():
+        torch.nn.init.normal_(param, std=0.2)
+    state = {f'teacher.backbone.{key}': value for key, value in backbone.state_dict().items()}
+    torch.save({'state_dict': state, 'poa': describe_supernet(config.model.to_dict())}, tmp_path / 'supernet.pth')
+    card = make_scorecard(
+        config, tmp_path / 'supernet.pth', tmp_path / 'out', MeasureSettings(rounds=1), progress=False
+    )
+    rows = {row['subnet']: row for row in read_scorecard(tmp_path / 'out' / 'scorecard.json')['subnets']}
+    assert list(rows) == list(map(str, backbone.space)) and list(rows)[-1] == '32x3'
+    knn = evaluate_knn(config, load_backbone(backbone_cfg, tmp_path / 'supernet.pth'), progress=False)
+    assert {name: row['scores']['knn'] for name, row in rows.items()} == {n: s['accuracy'] for n, s in knn.items()}
+    assert rows['32x3p2']['macs'] > 3 * rows['32x3']['macs'] > 3 * rows['32x3p8']['macs']
+    assert rows['32x3p2']['file_bytes'] != rows['32x3']['file_bytes']
+    assert choose(card, dict(params=rows['16x2p8']['params'])).ranked
+    assert choose(card, {}).largest['subnet'] == '32x3'

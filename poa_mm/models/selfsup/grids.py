@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from poa_mm.elastic import SubnetSpace, overlaps
+from poa_mm.elastic.patches import full_precision
 
 from ..backbones.vit_space import check_whole_patches
 
@@ -51,14 +52,14 @@ class GridChange(NamedTuple):
         """
         views, cells = masked
         covered = self.covered[views, cells].unsqueeze(1)  # (M, 1)
-        with torch.autocast(patches.device.type, enabled=False):
+        with full_precision(patches.device):
             hidden = self.overlaps @ (patches.float() * self.masks.unsqueeze(2))  # (2B, N, D)
             rows = hidden[views, cells] / covered.clamp(min=torch.finfo(covered.dtype).tiny)
         return torch.where(covered > 0, rows, torch.ones_like(rows)).to(patches.dtype)
 
     def averaged(self, patches: Tensor) -> Tensor:
         """Features of all native patches ``(2B, N, D)``, each the mean of the student's ``(2B, N', D)`` by area."""
-        with torch.autocast(patches.device.type, enabled=False):
+        with full_precision(patches.device):
             return (self.overlaps @ patches.float()).to(patches.dtype)
 
     def shares(self, shares: Tensor, native_masks: Tensor, masked: Tensor) -> Tensor:
@@ -87,7 +88,7 @@ def change_grid(native_masks: Tensor, native: tuple[int, int], grid: tuple[int, 
     seen = (~native_masks).float().unflatten(1, native).unsqueeze(1)  # (2B, 1, rows, columns)
     masks = F.adaptive_max_pool2d(seen, grid).flatten(1) == 0  # a cell of the pooling is what a patch touches
     shares = overlaps(native, grid, native_masks.device)
-    with torch.autocast(shares.device.type, enabled=False):
+    with full_precision(shares.device):
         covered = masks.float() @ shares.T
     return GridChange(masks, shares, covered)
 

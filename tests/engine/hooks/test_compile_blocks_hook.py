@@ -6,6 +6,7 @@ from mmengine.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch._dynamo.testing import CompileCounter
 
+from poa_mm.elastic import Subnet
 from poa_mm.engine import CompileBlocksHook
 
 needs_compiler = pytest.mark.skipif(torch.__version__ < (2, 5), reason=f'torch {torch.__version__} is too old for it')
@@ -62,6 +63,20 @@ def test_a_handful_of_graphs_serves_all_subnets(model, step, with_cp):
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             torch.testing.assert_close(found[name], value, msg=f'{subnet} {name}')
+    assert 0 < graphs.frame_count <= 4 < len(subnets)
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_the_same_graphs_serve_all_patch_sizes(model, step, supernets):
+    model.backbone = MODELS.build(dict(supernets['vit'], drop_path_rate=0.3, patch_sizes=[8, 16, 32]))
+    model.backbone.init_weights()
+    subnets = [Subnet(width, 2, patch) for width in (32, 64) for patch in (8, 16, 32)]
+    plain = [step(subnet) for subnet in subnets]
+    graphs = CompileCounter()
+    compiled(model, backend=graphs)
+    for subnet, expected in zip(subnets, plain):
+        torch.testing.assert_close(step(subnet), expected)
     assert 0 < graphs.frame_count <= 4 < len(subnets)
 
 

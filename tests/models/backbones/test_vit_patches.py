@@ -1,5 +1,7 @@
 """Patches of several sizes in one vision transformer."""
 
+import copy
+
 import pytest
 import torch
 from mmengine.registry import MODELS
@@ -9,9 +11,11 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
+from poa_mm.compat import is_at_least
 from poa_mm.elastic import Subnet, resize_patches
 
 SIZES = (8, 16, 32)
+NO_FLOAT16 = not is_at_least('torch', '2.3')
 
 
 @pytest.fixture(scope='module')
@@ -146,7 +150,13 @@ def test_checkpointing_gives_the_same_to_the_last_bit(elastic_vit, patch):
     assert_close(*grads, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    'dtype',
+    [
+        torch.bfloat16,
+        pytest.param(torch.float16, marks=pytest.mark.skipif(NO_FLOAT16, reason='no float16 autocast on the CPU')),
+    ],
+)
 def test_weights_are_resized_in_full_precision_under_autocast(network, dtype):
     image, seen = torch.randn(2, 3, 64, 64), []
     hook = network.patch_embed.register_forward_hook(lambda module, args, out: seen.append(out[0]))
@@ -164,6 +174,17 @@ def test_parameters_and_their_depths_are_those_of_one_patch_size(elastic_vit, ne
     names = [name for name, _ in network.named_parameters()]
     assert names == [name for name, _ in alone.named_parameters()]
     assert [network.get_layer_depth(name) for name in names] == [alone.get_layer_depth(name) for name in names]
+
+
+def test_shapes_are_known_without_weights(network):
+    """On the device meta, as a scorecard asks for sizes of files."""
+    shapes = copy.deepcopy(network).to('meta')
+    for subnet in (Subnet(32, 2, 8), Subnet(64, 4, 32), Subnet(48, 3)):
+        expected, found = (source.extract(subnet)[1] for source in (network, shapes))
+        assert {name: value.shape for name, value in found.items()} == {n: v.shape for n, v in expected.items()}
+        assert shapes.extract_features(torch.zeros(2, 3, 64, 64, device='meta'), subnet).cls.shape == (2, subnet.width)
+    with torch.no_grad():
+        assert network.extract_features(torch.zeros(1, 3, 64, 64), Subnet(32, 2, 8)).cls.isfinite().all()
 
 
 # --- mistakes ---
