@@ -5,12 +5,13 @@ makes is booked when it appears and when it is freed, and the largest sum is the
 loss go through the same books: POA as shipped, and `JointPOA` below, which does what the formulas say: logits of all
 heads as matrices, plain losses in float32, the graphs of both students until one backward pass of the sum.
 
-    python benchmarks/bench_memory.py [--config configs/poa/vitl_in1k.py] [--batch-size 50] [--with-cp] [--validate]
-        [--json OUT]
+    python benchmarks/bench_memory.py [--config configs/poa/vitl_in1k.py] [--batch-size 50] [--micro-batches 1]
+        [--with-cp] [--validate] [--json OUT]
 
 The JSON has `ratio` (shipped over joint) and `peak_gib` with the elastic student at its largest, which is the peak of a
 run, the categories of both peaks in GiB, and the same with the elastic student at its smallest. `--with-cp` gives the
-shipped step activation checkpointing, the joint one none.
+shipped step activation checkpointing, `--micro-batches` lets its batch go through in so many pieces; the joint one has
+neither.
 
 Assumptions:
 
@@ -168,20 +169,16 @@ class SharedFakeTensorMode(FakeTensorMode):
 
 
 class FixedMasks(TorchDispatchMode):
-    """Lets a boolean mask select a fixed number of rows: how many True it has, a fake tensor cannot tell."""
-
-    def __init__(self, num_masked: int):
-        super().__init__()
-        self.num_masked = num_masked
+    """Lets a boolean mask select a fixed share of its places: how many True it has, a fake tensor cannot tell."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is aten.nonzero.default:
-            return args[0].new_zeros(self.num_masked, args[0].ndim, dtype=torch.long)
+            return args[0].new_zeros(num_masked(args[0]), args[0].ndim, dtype=torch.long)
         if func in BOOLEAN_INDEXING:
             places = []
             for index in args[1]:
                 if isinstance(index, Tensor) and index.dtype == torch.bool:
-                    places += [index.new_zeros(self.num_masked, dtype=torch.long) for _ in range(index.ndim)]
+                    places += [index.new_zeros(num_masked(index), dtype=torch.long) for _ in range(index.ndim)]
                 else:
                     places.append(index)
             args = (args[0], places, *args[2:])
@@ -257,7 +254,9 @@ def step(
     for param in trained:
         param.register_hook(lambda grad: books.relabel(grad, 'gradients'))
     model.teacher_targets = books.within('teacher targets', model.teacher_targets)
-    model.backbone.extract_features = books.within('activations', model.backbone.extract_features)
+    extract = books.within('activations', model.backbone.extract_features)
+    # Which samples skip a branch is not known here either: as many of each piece as of a whole batch.
+    model.backbone.extract_features = lambda x, subnet=None, mask=None, part=None: extract(x, subnet, mask)
     model.deck = SimpleNamespace(deal=lambda: subnet)
     size = model.backbone.img_size
     with books.category('images and masks'):
@@ -270,32 +269,33 @@ def step(
     loss.backward()
 
 
-def num_masked(batch_size: int, grid: tuple[int, int]) -> int:
-    return round(MASKED_SHARE * 2 * batch_size * grid[0] * grid[1])
+def num_masked(mask: Tensor) -> int:
+    return round(MASKED_SHARE * mask.numel())
 
 
 def masks(batch_size: int, grid: tuple[int, int]) -> Tensor:
-    """Masks ``(B, 2, rows, columns)`` of ``num_masked`` patches in all."""
-    places = torch.arange(batch_size * 2 * grid[0] * grid[1])
-    return (places < num_masked(batch_size, grid)).view(batch_size, 2, *grid)
+    """Masks ``(B, 2, rows, columns)``, each with its share of masked patches in its first places."""
+    places = torch.arange(grid[0] * grid[1])
+    return (places < num_masked(places)).view(*grid).expand(batch_size, 2, *grid)
 
 
 def estimate(model_cfg: dict, kind: type[POA], batch_size: int, subnet: Subnet, dtype: torch.dtype | None) -> dict:
     """Bytes by category at the peak of a step on fake tensors."""
-    with SharedFakeTensorMode():
-        backbone = MODELS.build(model_cfg['backbone'])
-        grid = backbone.mask_grid(backbone.img_size)
-        with MemoryBooks() as books, FixedMasks(num_masked(batch_size, grid)):
-            step(model_cfg, kind, batch_size, subnet, dtype, books)
+    with SharedFakeTensorMode(), MemoryBooks() as books, FixedMasks():
+        step(model_cfg, kind, batch_size, subnet, dtype, books)
     return books.peak()
 
 
-def compare(model_cfg: dict, batch_size: int, subnet: Subnet, dtype: torch.dtype | None, with_cp: bool) -> dict:
-    """Peaks of both implementations, in GiB; ``with_cp`` is for the shipped one."""
+def compare(
+    model_cfg: dict, batch_size: int, subnet: Subnet, dtype: torch.dtype | None, with_cp: bool, micro_batches: int
+) -> dict:
+    """Peaks of both implementations, in GiB; ``with_cp`` and ``micro_batches`` are for the shipped one."""
     peaks = {}
     for name, kind in IMPLEMENTATIONS.items():
-        backbone = {**model_cfg['backbone'], 'with_cp': with_cp and name == 'shipped'}
-        peaks[name] = estimate({**model_cfg, 'backbone': backbone}, kind, batch_size, subnet, dtype)
+        shipped = name == 'shipped'
+        backbone = {**model_cfg['backbone'], 'with_cp': with_cp and shipped}
+        options = dict(backbone=backbone, micro_batches=micro_batches if shipped else 1)
+        peaks[name] = estimate({**model_cfg, **options}, kind, batch_size, subnet, dtype)
     totals = {name: sum(peak.values()) for name, peak in peaks.items()}
     return dict(
         subnet=str(subnet),
@@ -332,20 +332,22 @@ def resident_peak(kind: type[POA], batch_size: int, subnet: Subnet, sender) -> N
     sender.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
 
 
-def measure(config: Path, batch_size: int, with_cp: bool) -> dict:
+def measure(config: Path, batch_size: int, with_cp: bool, micro_batches: int) -> dict:
     """Both peaks with the largest elastic student, which is that of a run, and with the smallest."""
     cfg = Config.fromfile(config)
     model_cfg = {key: value for key, value in cfg.model.items() if key != 'data_preprocessor'}
     with FakeTensorMode():
         space = MODELS.build(model_cfg['backbone']).space
     largest, smallest = space.largest, next(iter(space))
-    result = compare(model_cfg, batch_size, largest, torch.float16, with_cp)
+    options = dict(dtype=torch.float16, with_cp=with_cp, micro_batches=micro_batches)
+    result = compare(model_cfg, batch_size, largest, **options)
     return dict(
         config=config.stem,
         batch_size=batch_size,
         with_cp=with_cp,
+        micro_batches=micro_batches,
         **result,
-        smallest=compare(model_cfg, batch_size, smallest, torch.float16, with_cp),
+        smallest=compare(model_cfg, batch_size, smallest, **options),
     )
 
 
@@ -370,12 +372,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--config', type=Path, default=ROOT / 'configs' / 'poa' / 'vitl_in1k.py', help='default: ViT-L')
     parser.add_argument('--batch-size', type=int, default=50, help='images a GPU (default: 50)')
+    parser.add_argument('--micro-batches', type=int, default=1, help='pieces of the shipped step (default: 1)')
     parser.add_argument('--with-cp', action='store_true', help='activation checkpointing in the shipped step')
     parser.add_argument('--validate', action='store_true', help='compare with resident memory (3 GiB, a minute)')
     parser.add_argument('--json', type=Path, metavar='OUT', help='write the result there too')
     args = parser.parse_args()
     init_default_scope('mmpretrain')
-    result = measure(args.config, args.batch_size, args.with_cp)
+    result = measure(args.config, args.batch_size, args.with_cp, args.micro_batches)
     if args.validate:
         result['validation'] = validate()
     show(result)

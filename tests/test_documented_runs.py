@@ -109,6 +109,7 @@ CASES = [  # the first that matches
     Case(r'export_subnet', slow=True),
     Case(r'recipe\.max_iters=20', more=('recipe.batch_size=4', 'train_dataloader.num_workers=0')),
     Case(r'downstream_experiment|fashion_scenes|study\.py --(jobs|only)', 'nowhere'),
+    Case(r'patch_study', 'data/fashion_mnist'),
     Case(r'study\.py --report', more=('--evidence', 'evidence.json')),
     Case(r'bench_gpu', 'no CUDA device'),
 ]

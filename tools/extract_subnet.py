@@ -56,10 +56,10 @@ def run(args: argparse.Namespace) -> None:
 
     if args.list:
         rows = [
-            (str(row.subnet), ', '.join(row.aliases), f'{row.params / 1e6:.3g}', f'{row.flops / 1e9:.3g}')
+            (str(row.subnet), ', '.join(row.aliases), f'{row.params / 1e6:.3g}', f'{row.flops / 2e9:.3g}')
             for row in list_subnets(args.checkpoint)
         ]
-        print_table(args.checkpoint, ('subnet', 'name', 'params (M)', 'GFLOPs'), rows)
+        print_table(args.checkpoint, ('subnet', 'name', 'params (M)', 'GMACs'), rows)
         return
 
     from rich.console import Console
@@ -79,12 +79,12 @@ def run(args: argparse.Namespace) -> None:
             entry['subnet'],
             entry['file'],
             f'{entry["params"] / 1e6:.3g}',
-            f'{entry["flops"] / 1e9:.3g}',
+            f'{entry["flops"] / 2e9:.3g}',
             'not verified' if entry['max_abs_diff'] is None else f'{entry["max_abs_diff"]:.1e}',
         )
         for entry in entries
     ]
-    print_table(args.out_dir, ('subnet', 'file', 'params (M)', 'GFLOPs', 'max difference'), rows)
+    print_table(args.out_dir, ('subnet', 'file', 'params (M)', 'GMACs', 'max difference'), rows)
     for config in entries[0]['configs'][1:]:
         print(f'ready: tools/dist_train.sh {shlex.quote(os.path.join(args.out_dir, config))} GPUS')
 

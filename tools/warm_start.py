@@ -59,7 +59,10 @@ def run(args: argparse.Namespace) -> None:
     from poa_mm.checkpoint import write_file
     from poa_mm.deploy.warm_start import warm_start
     from poa_mm.engine.launch import read_config
+    from poa_mm.mistakes import check_out_file
 
+    if args.scores is not None:
+        check_out_file(args.scores)
     reads = ('model', 'knn', 'data_preprocessor', 'default_scope', 'custom_imports')
     config = read_config(args.config, args.cfg_options, reads=reads)
     init_default_scope(config.get('default_scope', 'mmpretrain'))

@@ -28,7 +28,7 @@ from .late_freezing import LATE, freezes_late
 from .memory import keep_freed_memory
 from .options import OptionError, Text, merge_options
 from .preflight import check_data
-from .recipe_checks import check_lengths, fit_batch
+from .recipe_checks import check_lengths, fit_batch, warn_of_accumulation
 from .sync_bn import UNSYNCED
 from .sync_bn import unsync_bn as _unsync_bn
 
@@ -163,6 +163,7 @@ def prepare(cfg: Config, launcher: str, parts: Sequence[str] = ('train', 'val'),
         count_images(cfg)
         _show_short_runs(cfg)
         check_lengths(cfg)
+        warn_of_accumulation(cfg)
     cfg.launcher = launcher
     if (cfg.get('randomness') or {}).get('deterministic'):
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # torch asks for it on GPUs

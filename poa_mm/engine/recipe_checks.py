@@ -63,7 +63,8 @@ def fit_batch(cfg: Config, processes: int, scale: bool = False) -> None:
             follow(cfg, gpus=processes)
         recipe = read_recipe(cfg.recipe)
         written = Batch(recipe.gpus, recipe.batch_size, recipe.accumulate)
-        _compare(_batch_of(cfg, processes), written, _what_to_do(written, processes))
+        pieces = (cfg.get('model') or {}).get('micro_batches', 1)
+        _compare(_batch_of(cfg, processes), written, _what_to_do(written, processes, pieces))
         return
     auto = cfg.get('auto_scale_lr') or {}
     base = auto.get('base_batch_size')
@@ -90,17 +91,19 @@ def _batch_of(cfg: Config, processes: int) -> Batch:
     return Batch(processes, images, (cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1))
 
 
-def _what_to_do(written: Batch, processes: int) -> str:
+def _what_to_do(written: Batch, processes: int, pieces: int) -> str:
     text = (
         f'Start {written.processes} processes; or add --scale-to-gpus: the learning rate follows the square root '
         'of the batch and the run reads as many images'
     )
     share, rest = divmod(written.size, processes * written.images)
-    if share and not rest:
+    if share and not rest and written.accumulate == 1:
         text += (
-            f'; or keep the images of an update, with KoLeo and Sinkhorn-Knopp over fewer at a time: '
-            f'--cfg-options recipe.gpus={processes} recipe.accumulate={share}'
+            f'; or keep the batch, in as large pieces as now: --cfg-options recipe.gpus={processes} '
+            f'recipe.batch_size={share * written.images} model.micro_batches={share * pieces}'
         )
+    elif share and not rest:
+        text += f'; or keep the images of an update: --cfg-options recipe.gpus={processes} recipe.accumulate={share}'
     return text
 
 
@@ -111,6 +114,28 @@ def _compare(found: Batch, written: Batch, what_to_do: str) -> None:
     if found.processes != written.processes:
         raise BatchError(f'{text}. {what_to_do}')
     _warn(f'{text}; set recipe.batch_size and recipe.accumulate instead, and they follow')
+
+
+def warn_of_accumulation(cfg: Mapping[str, Any]) -> str | None:
+    """Warn of a run of POA that accumulates gradients, which is not a larger batch to it.
+
+    Args:
+        cfg: Config of a run.
+
+    Returns:
+        What it warned of.
+    """
+    batch = _batch_of(cfg, 1)
+    if batch.accumulate == 1 or _kind(cfg.get('model') or {}) != 'POA':
+        return None
+    text = (
+        f'an update is the mean of {batch.accumulate} batches (optim_wrapper.accumulative_counts): Sinkhorn-Knopp '
+        f'balances and KoLeo spreads the {batch.images} images of a batch by themselves, each batch deals a subnet. '
+        f'In as little memory, model.micro_batches={batch.accumulate} computes one batch of {batch.size} in pieces: '
+        f'--cfg-options recipe.batch_size={batch.size} recipe.accumulate=1 model.micro_batches={batch.accumulate}'
+    )
+    _warn(text)
+    return text
 
 
 # --- lengths ----------------------------------------------------------------------------------

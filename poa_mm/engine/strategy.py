@@ -89,6 +89,8 @@ class FullyShardStrategy(ShortConsole, DDPStrategy):
         for module in (*model.teacher['head'].modules(), *(part for teacher in teachers for part in teacher.modules())):
             if isinstance(module, (model.backbone.block, Projector, Prototypes)):
                 fully_shard(module, **options)
+            if isinstance(module, Prototypes):
+                register_fsdp_forward_method(module, 'matrix')
         for teacher in teachers:
             register_fsdp_forward_method(fully_shard(teacher, **options), 'extract_features')
         return fully_shard(model, **options)  # with the rest, which is the student

@@ -90,6 +90,10 @@ ROWS: dict[str, Row] = {
     'lambda_0.5': Row(
         'POA with lambda 0.5', {'model.weight_is': 0.5, 'model.weight_es1': 0.5, 'model.weight_es2': 0.5}
     ),
+    'batch_16': Row('POA, batches of 16 images', {'recipe.batch_size': 16}),
+    # With the queue, Sinkhorn-Knopp sees as many class tokens as with batches of 128.
+    'batch_16_queue': Row('POA, batches of 16 and a queue', {'recipe.batch_size': 16, 'model.queue': 2 * (128 - 16)}),
+    'batch_128': Row('POA, batches of 128', {'recipe.batch_size': 128}),
     'supervised': Row('trained with all labels', start='supervised'),
     **WARM_ROWS,
 }

@@ -5,7 +5,7 @@ from mmengine.config import Config
 
 from poa_mm.engine import recipe_checks
 from poa_mm.engine.launch import read_config
-from poa_mm.engine.recipe_checks import BatchError, check_lengths, fit_batch
+from poa_mm.engine.recipe_checks import BatchError, check_lengths, fit_batch, warn_of_accumulation
 from poa_mm.recipes import schedule
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
@@ -57,10 +57,32 @@ def test_both_numbers_and_what_to_do():
     assert '32 GPUs x 50 images = 1,600 images an update' in text
     assert '8 GPUs x 50 images = 400 images an update' in text
     assert 'Start 32 processes' in text
-    assert '--cfg-options recipe.gpus=8 recipe.accumulate=4' in text
+    assert '--cfg-options recipe.gpus=8 recipe.batch_size=200 model.micro_batches=4' in text
     with pytest.raises(BatchError) as error:
         fit_batch(run(**in1k()), 5)
-    assert 'recipe.accumulate' not in str(error.value)  # 1,600 are no whole number of 250
+    assert 'keep the batch' not in str(error.value)  # 1,600 are no whole number of 250
+    with pytest.raises(BatchError, match=r'recipe\.gpus=2 recipe\.accumulate=16$'):
+        fit_batch(run(**in1k(gpus=8, accumulate=4)), 2)
+
+
+def test_pieces_stay_as_large_as_they_are():
+    cfg = run(**in1k())
+    cfg.model = dict(type='POA', micro_batches=5)
+    with pytest.raises(BatchError, match=r'recipe\.gpus=8 recipe\.batch_size=200 model\.micro_batches=20$'):
+        fit_batch(cfg, 8)
+
+
+def test_accumulation_is_not_a_larger_batch(warned):
+    cfg = run(**in1k(gpus=8, accumulate=4))
+    cfg.model = dict(type='POA')
+    text = warn_of_accumulation(cfg)
+    assert warned == [text]
+    assert 'mean of 4 batches' in text and 'Sinkhorn-Knopp balances and KoLeo spreads the 50 images' in text
+    assert 'recipe.batch_size=200 recipe.accumulate=1 model.micro_batches=4' in text
+    cfg.model.type = 'ImageClassifier'
+    assert warn_of_accumulation(cfg) is None
+    assert warn_of_accumulation(run(**in1k())) is None
+    assert len(warned) == 1
 
 
 @pytest.mark.parametrize('processes', [1, 8, 64])

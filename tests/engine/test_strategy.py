@@ -39,6 +39,7 @@ WHOLE = {
     'runner_type': 'Runner',
     'model_wrapper_cfg': dict(type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None),
 }
+PIECES = {'model.micro_batches': 3, 'model.queue': 100}
 SHARDED = {'runner_type': 'FlexibleRunner', 'strategy.type': 'FullyShardStrategy'}
 
 
@@ -124,6 +125,10 @@ def runs(tmp_path_factory):
         bfloat16=dict(how=SHARDED, options={'strategy.param_dtype': 'bfloat16', 'train_cfg.max_iters': 1}),
         whole_checkpointed=dict(how=WHOLE, options={'model.backbone.with_cp': True}),
         sharded_checkpointed=dict(how=SHARDED, options={'model.backbone.with_cp': True}),
+        pieces=dict(how=WHOLE, options=PIECES),
+        pieces_resumed=dict(how=WHOLE, options=PIECES, resume=folder / 'pieces' / 'iter_4.pth'),
+        pieces_sharded=dict(how=SHARDED, options=PIECES),
+        pieces_sharded_resumed=dict(how=SHARDED, options=PIECES, resume=folder / 'pieces_sharded' / 'iter_4.pth'),
         own_blocks=dict(how=SHARDED, options={'model.weight_is': 0}),
     )
     mp.spawn(worker, (2, folder, jobs), nprocs=2)
@@ -164,6 +169,29 @@ def test_resumed_on_as_many_ranks(runs):
         assert found.iterations.keys() == {4}
         assert_close(found.start, expected.iterations[3]['weights'], rtol=0, atol=0)
         assert_close(found.iterations[4], expected.iterations[4], rtol=0, atol=0)
+
+
+@needs_sharding
+@pytest.mark.slow
+@pytest.mark.parametrize('how', ['pieces', 'pieces_sharded'])
+def test_pieces_and_queue_are_resumed(runs, how):
+    """The queue of all ranks is in the checkpoint."""
+    for rank in range(2):
+        expected, found = (result_of(runs, name, rank) for name in (how, f'{how}_resumed'))
+        queue = expected.iterations[3]['weights']['queues.0.rows']
+        assert queue.any(dim=1).sum() == 100  # 4 x 2 ranks x 16 class tokens are more than it holds
+        assert torch.equal(queue, result_of(runs, how, 0).iterations[3]['weights']['queues.0.rows'])
+        assert_close(found.start, expected.iterations[3]['weights'], rtol=0, atol=0)
+        assert_close(found.iterations[4], expected.iterations[4], rtol=0, atol=0)
+
+
+@needs_sharding
+@pytest.mark.slow
+def test_pieces_of_shards(runs):
+    for rank in range(2):
+        expected, found = (result_of(runs, name, rank) for name in ('pieces', 'pieces_sharded'))
+        for iteration in range(5):
+            assert_close(found.iterations[iteration], expected.iterations[iteration], rtol=1e-4, atol=1e-4)
 
 
 @needs_sharding

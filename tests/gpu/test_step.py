@@ -109,6 +109,21 @@ def test_half_precision(make_poa, raw_batch, loss_and_gradients, device, family,
     assert 0 < error < BOUNDS[dtype][family], error  # at 0, nothing was computed in half precision
 
 
+@pytest.mark.parametrize('patch', [8, 32])
+def test_patches_of_other_sizes(make_poa, raw_batch, loss_and_gradients, device, patch):
+    """In float32 what the CPU computes, in half precision nearly that; weights are resized in float32."""
+    found = []
+    for place, dtype in ((torch.device('cpu'), None), (device, None), (device, torch.bfloat16)):
+        model = make_poa(place, backbone=dict(patch_sizes=[8, 16, 32]))
+        found.append(whole_step(model, raw_batch, loss_and_gradients, Subnet(48, 3, patch), dtype))
+    (expected, expected_grads), *others = found
+    assert patch == 32 or expected['L_ES1_patch'] > 0  # no four neighbours are masked here
+    for (losses, grads), tolerance, bound in zip(others, (1e-4, 2e-3), (1e-3, BOUNDS[torch.bfloat16]['vit'])):
+        assert_close(losses['loss'], expected['loss'], rtol=tolerance, atol=0)
+        assert grads.keys() == expected_grads.keys()
+        assert relative_error(grads, expected_grads) < bound
+
+
 @pytest.mark.parametrize('family', SUBNETS)
 def test_checkpointed_blocks_compute_the_same(make_poa, raw_batch, loss_and_gradients, device, family):
     drop = dict(drop_path_rate=0.3) if family != 'resnet' else {}

@@ -15,7 +15,7 @@ def test_three_sizes_of_a_space():
 
 def test_the_whole_study():
     units = plan({'a': SPACE, 'b': SPACE}, ROWS, [0, 1, 2], ['a', 'b'])
-    assert len(units) == len(set(units)) == 2 * (1 + 3 * (1 + 1 + 4 + len(WARM_ROWS) + 3 * 3))
+    assert len(units) == len(set(units)) == 2 * (1 + 3 * (1 + 1 + 7 + len(WARM_ROWS) + 3 * 3))
     assert {unit.row for unit in units} == set(ROWS)
     assert [unit for unit in units if unit.row == 'pixels'] == [Unit('a', 'pixels', 0), Unit('b', 'pixels', 0)]
 

@@ -80,7 +80,7 @@ def test_list_writes_nothing(checkpoint, capsys):
     before = names(Path(checkpoint).parent)
     assert main([checkpoint, '--list']) == 0
     output = capsys.readouterr().out
-    assert all(text in output for text in ('16x2', 'small', '16x3', '32x2', '32x3', 'GFLOPs'))
+    assert all(text in output for text in ('16x2', 'small', '16x3', '32x2', '32x3', 'GMACs'))
     assert names(Path(checkpoint).parent) == before
 
 

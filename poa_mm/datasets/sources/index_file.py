@@ -193,7 +193,7 @@ def _view(content: np.ndarray, dtype: str, shape: Sequence[int], offset: int) ->
 def _read_same(path: Path, digest: str) -> Index:
     index = read_index(path)
     if index is None or index.meta['digest'] != digest:
-        raise RuntimeError(f'the index {path} is not the one any more that this run has begun with')
+        raise RuntimeError(f'the index {path} has changed since this run began')
     return index
 
 

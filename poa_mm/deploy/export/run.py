@@ -194,9 +194,9 @@ def _checked_formats(to: Iterable[str], options: ExportOptions) -> list[str]:
     if (options.fp16 or options.int8) and 'onnx' not in formats:
         raise ExportError('fp16 and int8 are kinds of onnx, which is not among the formats')
     if options.dynamic_size and not {'onnx', 'torch'} & set(formats):
-        raise ExportError('images of any size are a choice of onnx and torch, which are not among the formats')
+        raise ExportError('images of any size (dynamic_size) are a choice of onnx and torch, and neither is asked for')
     if (options.fp16 or options.int8) and not (options.config or {}).get('knn'):
-        raise ExportError("fp16 and int8 are accepted by their k-NN score: name a config with an entry 'knn'")
+        raise ExportError("fp16 and int8 are checked by their k-NN score: name a config with an entry 'knn'")
     for format in formats:
         check_libraries(format)
     return formats

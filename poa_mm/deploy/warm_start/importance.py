@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +23,7 @@ def magnitude(backbone: nn.Module, axes: list[Axis]) -> dict[str, Tensor]:
     }
 
 
-def taylor(
-    backbone: ElasticBackbone,
-    axes: list[Axis],
-    images: Iterable[Tensor],
-    progress: Callable[[int], Any] = lambda n: None,
-) -> dict[str, Tensor]:
+def taylor(backbone: ElasticBackbone, axes: list[Axis], images: Iterable[Tensor]) -> dict[str, Tensor]:
     """How much the features of images change without a unit, to first order; by the name of the axis, ``(units,)``.
 
     Let ``g`` multiply what a unit gives to the rest of the network. Without it (``g = 0``), the features ``f`` of an
@@ -42,7 +36,6 @@ def taylor(
         backbone: In evaluation mode.
         axes: Of it.
         images: Prepared as for training, ``(1, C, H, W)`` each.
-        progress: Called with 1 after each image.
     """
     params = dict(backbone.named_parameters())
     names = sorted({part.name for axis in axes for part in axis.parts if part.gives})
@@ -58,7 +51,6 @@ def taylor(
                     product = split(params[part.name].detach() * grads[part.name], part, axis.units)
                     slope += product.sum(dim=1).double().cpu()
             total[axis.name] += slope.square()
-        progress(1)
     return total
 
 

@@ -20,6 +20,7 @@ from poa_mm.datasets.sources import guess_dataset
 from poa_mm.elastic import Subnet
 from poa_mm.evaluation import evaluate_knn
 from poa_mm.evaluation.data import build_preprocessor
+from poa_mm.evaluation.progress import show_progress
 from poa_mm.models.backbones.elastic_backbone import ElasticBackbone, Features
 
 from .axes import axes_of, feature_axis, order_of, reorder
@@ -111,7 +112,13 @@ def change_of_features(backbone: nn.Module, weights: Mapping[str, Tensor], order
     return largest_difference(after, before)
 
 
-def images_of(config: Config, folder: str | os.PathLike | None, number: int, device: Any = 'cpu') -> Iterator[Tensor]:
+def images_of(
+    config: Config,
+    folder: str | os.PathLike | None,
+    number: int,
+    device: Any = 'cpu',
+    progress: bool = False,
+) -> Iterator[Tensor]:
     """Images without labels, evenly spread over all there are, prepared as for k-NN: ``(1, C, H, W)`` each.
 
     Args:
@@ -120,6 +127,7 @@ def images_of(config: Config, folder: str | os.PathLike | None, number: int, dev
             are not looked at.
         number: How many at most.
         device: Where they go. Default: ``'cpu'``.
+        progress: Show how many have been used. Default: False.
 
     Raises:
         FileNotFoundError: If there is nothing.
@@ -146,9 +154,11 @@ def images_of(config: Config, folder: str | os.PathLike | None, number: int, dev
     number = min(number, len(built))
 
     def prepared() -> Iterator[Tensor]:
-        for index in range(number):
-            sample = built[index * len(built) // number]
-            yield preprocessor(default_collate([sample]), False)['inputs']
+        with show_progress('importance', number, progress) as advance:
+            for index in range(number):
+                sample = built[index * len(built) // number]
+                yield preprocessor(default_collate([sample]), False)['inputs']
+                advance(1)
 
     return prepared()
 

@@ -34,11 +34,25 @@ class Reference(NamedTuple):
         library: The package whose network computed it, with its version.
         features: Of ``images``.
         images: Random ones of the size that the source is made for, in float64.
+        eps: Of the norms of its network, which change features too little to be seen in them.
     """
 
     library: str
     features: Features
     images: Tensor
+    eps: frozenset[float]
+
+
+class Network(NamedTuple):
+    """A network of a library.
+
+    Args:
+        module: The network.
+        compute: Its features of images.
+    """
+
+    module: nn.Module
+    compute: Compute
 
 
 @torch.no_grad()
@@ -53,15 +67,20 @@ def compute_reference(source: Source) -> Reference:
     images = torch.randn(IMAGES, channels, *size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     own = _BUILD.get((source.library, source.family)) if find_spec(source.library) else None
     try:
-        compute = own(source) if own else None
-        library = source.library if compute else 'mmpretrain'
-        compute = compute or _by_mmpretrain(source)
+        network = own(source) if own else None
+        library = source.library if network else 'mmpretrain'
+        network = network or _by_mmpretrain(source)
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         text = ' '.join(str(error).split())[:300]
         raise CheckpointError(
             f'{source.path}: a network of {source.library} does not take the weights: {text}'
         ) from error
-    return Reference(f'{library} {_version(library)}', compute(images), images)
+    return Reference(f'{library} {_version(library)}', network.compute(images), images, eps_of(network.module))
+
+
+def eps_of(network: nn.Module) -> frozenset[float]:
+    """Those of all norms of a network."""
+    return frozenset(norm.eps for norm in network.modules() if isinstance(norm, (nn.LayerNorm, nn.GroupNorm)))
 
 
 def _version(library: str) -> str:
@@ -80,6 +99,11 @@ def compare_features(backbone: nn.Module, reference: Reference, what: object) ->
     Raises:
         CheckpointError: If it is more than ``TOLERANCE``.
     """
+    if eps_of(backbone) != reference.eps:
+        raise CheckpointError(
+            f'{what}: norms of the network of {reference.library} have eps {sorted(reference.eps)}, those of the config'
+            f' {sorted(eps_of(backbone))}'
+        )
     found = backbone.extract_features(reference.images)
     difference = largest_difference(found, reference.features)
     if not difference <= TOLERANCE:  # NaN is none either
@@ -102,7 +126,7 @@ def _loaded(network: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
 
 
 # --- by library ------------------------------------------------------------------------------
-def _by_mmpretrain(source: Source) -> Compute:
+def _by_mmpretrain(source: Source) -> Network:
     config = {**source.config, 'init_cfg': None}
     if source.family == SWIN and source.layout not in OURS:
         # As that class is by default: then it is what decides which blocks are shifted.
@@ -112,10 +136,10 @@ def _by_mmpretrain(source: Source) -> Compute:
     own = network.state_dict()
     weights |= {name: own[name] for name in own if name.endswith('relative_position_index') and name not in weights}
     family = FAMILIES[source.config['type'].rpartition('.')[2]]
-    return partial(family.plain_features, _loaded(network, weights))
+    return Network(network, partial(family.plain_features, _loaded(network, weights)))
 
 
-def _timm_vit(source: Source) -> Compute:
+def _timm_vit(source: Source) -> Network:
     import timm
     from timm.models.vision_transformer import VisionTransformer
 
@@ -166,7 +190,7 @@ def _timm_vit(source: Source) -> Compute:
             return Features(network.fc_norm(patch.mean(dim=1)), patch)
         return Features(tokens[:, 0] if config['with_cls_token'] else patch.mean(dim=1), patch)
 
-    return compute
+    return Network(network, compute)
 
 
 def _of_file(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,7 +198,7 @@ def _of_file(options: Mapping[str, Any]) -> dict[str, Any]:
     return {key: options[key] for key in ('img_size', 'in_chans', 'num_classes')}
 
 
-def _transformers_vit(source: Source) -> Compute:
+def _transformers_vit(source: Source) -> Network:
     from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
     config, arch = source.config, source.config['arch']
@@ -204,10 +228,10 @@ def _transformers_vit(source: Source) -> Compute:
         tokens = network(pixel_values=images).last_hidden_state
         return Features(tokens[:, 0], tokens[:, 1:])
 
-    return compute
+    return Network(network, compute)
 
 
-def _timm_swin(source: Source) -> Compute:
+def _timm_swin(source: Source) -> Network:
     from timm.models.swin_transformer import SwinTransformer
 
     config, arch = source.config, source.config['arch']
@@ -230,10 +254,10 @@ def _timm_swin(source: Source) -> Compute:
             for name, value in raw.items()
         }
     _loaded(network, raw)
-    return lambda images: map_features(network.forward_features(images).permute(0, 3, 1, 2))
+    return Network(network, lambda images: map_features(network.forward_features(images).permute(0, 3, 1, 2)))
 
 
-def _torchvision_resnet(source: Source) -> Compute | None:
+def _torchvision_resnet(source: Source) -> Network | None:
     """None where torchvision's class has no such network."""
     from torchvision.models.resnet import Bottleneck, ResNet
 
@@ -257,10 +281,10 @@ def _torchvision_resnet(source: Source) -> Compute | None:
         x = network.maxpool(network.relu(network.bn1(network.conv1(images))))
         return map_features(network.layer4(network.layer3(network.layer2(network.layer1(x)))))
 
-    return compute
+    return Network(network, compute)
 
 
-_BUILD: Mapping[tuple[str, str], Callable[[Source], Compute | None]] = {
+_BUILD: Mapping[tuple[str, str], Callable[[Source], Network | None]] = {
     ('timm', VIT): _timm_vit,
     ('transformers', VIT): _transformers_vit,
     ('timm', SWIN): _timm_swin,

@@ -19,6 +19,7 @@ from poa_mm.checkpoint import SUPERNET_KEY, describe_supernet, file_sha256
 from poa_mm.deploy.public_checkpoint import build_poa, config_of_model
 from poa_mm.deploy.staged_files import StagedFiles, save_to
 from poa_mm.elastic import Subnet
+from poa_mm.mistakes import check_out_file
 from poa_mm.models import POA
 from poa_mm.models.selfsup.frozen_teacher import drop
 from poa_mm.version import __version__
@@ -88,7 +89,7 @@ def warm_start(
         heads: Attention heads of a ViT. Default: None, what the file says, or heads of 64 channels.
         groups: Of the norms of a ResNet. Default: None, what the file says, or 32.
         seed: Of the heads. Default: 0.
-        progress: Show the progress of k-NN. Default: False.
+        progress: Show the progress of k-NN and importance. Default: False.
 
     Raises:
         CheckpointError: If the file cannot be read, is of another network, has parts that elastic backbones do not
@@ -96,7 +97,8 @@ def warm_start(
         ValueError: If images would be normalised otherwise than for these weights, or an option is not valid.
     """
     config = config if isinstance(config, Config) else Config.fromfile(config)
-    check_order(order)
+    _check_options(order, images, scores, subnets)
+    check_out_file(out)
     if Path(out).absolute() == find_file(weights).absolute():
         raise ValueError(f'{out} is the file of the weights, which would be lost')
     model_config = config_of_model(config)
@@ -111,7 +113,7 @@ def warm_start(
     device = device_for(backbone)
 
     def some_images() -> Iterable[Tensor]:
-        return images_of(config, images, num_images, device)
+        return images_of(config, images, num_images, device, progress)
 
     found = score_orders(config, backbone, subnets, some_images, progress) if scores else None
     ordered = order_weights(backbone, order, some_images() if order == 'taylor' else ())
@@ -142,6 +144,19 @@ def warm_start(
         order=order,
         scores=found,
     )
+
+
+def _check_options(order: str, images: Any, scores: bool, subnets: Any) -> None:
+    """Nothing that is given is passed over.
+
+    Raises:
+        ValueError: If there is no such order, or an option belongs to another one.
+    """
+    check_order(order)
+    if images is not None and order != 'taylor' and not scores:
+        raise ValueError(f'images are for the order taylor and for scores, not for the order {order}')
+    if subnets is not None and not scores:
+        raise ValueError('subnets are named for scores, which are not asked for')
 
 
 def _check_normalisation(source: Source, preprocessor: Mapping[str, Any]) -> str | None:

@@ -88,10 +88,13 @@ def read_source(path: str | os.PathLike, asked: Asked) -> Source:
     """
     path = find_file(path)
     content = read_checkpoint(path)
+    _check_asked(asked)
     if SUPERNET_KEY in content:
+        _check_asked(asked, SUPERNET)
         return _supernet(path, asked)
     tensors = read_tensors(path, content)
     if (description := description_of(tensors.meta, path)) is not None:
+        _check_asked(asked, EXTRACTED)
         config = json.loads(tensors.meta['backbone'])
         family = FAMILIES[config['type']].__name__
         _check_family(path, EXTRACTED, family, asked)
@@ -124,6 +127,14 @@ def read_source(path: str | os.PathLike, asked: Asked) -> Source:
         left_out=[*found.left_out, *tensors.ignored],
         assumed=assumed,
     )
+
+
+def _check_asked(asked: Asked, says: str | None = None) -> None:
+    """Heads are a ViT's, groups a ResNet's, and some files say them."""
+    for name, family in (('heads', VIT), ('groups', RESNET)):
+        if getattr(asked, name) is not None and (says or asked.family != family):
+            what = f'of {says}, which says them' if says else f'of {asked.family}: they are a choice of {family}'
+            raise ValueError(f'{name} {getattr(asked, name)} (--{name}) cannot be set {what}')
 
 
 def _check_family(path: Path, layout: str, family: str, asked: Asked) -> None:
@@ -176,7 +187,10 @@ def _vit(found: Found, tensors: Tensors, asked: Asked) -> tuple[dict[str, Any], 
     if (act := settings.get('hidden_act', 'gelu')) != 'gelu':
         raise CheckpointError(f'{what.with_name("config.json")}: hidden_act is {act!r}, elastic backbones have gelu')
     assumed: list[str] = []
-    heads = asked.heads or settings.get('num_attention_heads') or (settings.get('model_args') or {}).get('num_heads')
+    heads = settings.get('num_attention_heads') or (settings.get('model_args') or {}).get('num_heads')
+    if heads is not None and asked.heads not in (None, heads):
+        raise ValueError(f'{what.with_name("config.json")}: it has {heads} heads, not {asked.heads} (--heads)')
+    heads = heads if asked.heads is None else asked.heads
     if heads is None:
         if width % HEAD_DIM:
             raise ValueError(f'{what} does not say how many heads {width} channels have (--heads)')
@@ -268,8 +282,6 @@ def _swin(found: Found, tensors: Tensors, asked: Asked) -> tuple[dict[str, Any],
             f'{what}: the stages have windows of {", ".join(map(str, windows))}; elastic backbones have one size. '
             'timm shrinks windows to smaller maps: build it with always_partition=True, or for larger images'
         )
-    if (heads := asked.heads) is not None and heads != tables[0][1]:
-        raise ValueError(f'{what} has {tables[0][1]} heads in the first stage, not {heads} (--heads)')
     window = windows[0]
     config: dict[str, Any] = dict(
         type='SwinTransformer',

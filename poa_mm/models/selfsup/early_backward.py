@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -37,9 +38,29 @@ class EarlyBackward:
         if not loss.requires_grad:
             return
         with torch.autocast(loss.device.type, enabled=False):  # as a backward pass should be
-            grads = torch.autograd.grad(loss * self._loss_scale, self._params, allow_unused=True)
+            if self._grads is None:
+                self._grads = _apart(torch.autograd.grad(loss * self._loss_scale, self._params, allow_unused=True))
+            else:
+                self._add_up(loss * self._loss_scale)
         torch.clear_autocast_cache()  # its casts of the weights belong to the graph that is gone
-        self._grads = _apart(grads) if self._grads is None else _sums(self._grads, grads)
+
+    def _add_up(self, loss: Tensor) -> None:
+        """Add the gradient of ``loss`` to that of earlier losses, one parameter after the other as it is computed.
+
+        So there is no second set of gradients at any time.
+        """
+        hooks = [param.register_hook(partial(self._take, index)) for index, param in enumerate(self._params)]
+        try:
+            torch.autograd.grad(loss, self._params, allow_unused=True)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _take(self, index: int, grad: Tensor) -> Tensor:
+        """Keep a gradient; autograd goes on with zeros, which take no memory."""
+        before = self._grads[index]
+        self._grads[index] = grad.clone() if before is None else before.add_(grad)
+        return grad.new_zeros(()).expand_as(grad)
 
     def total(self) -> Tensor | float:
         """The sum of all losses so far, which hands over their gradient; to be taken once."""
@@ -90,11 +111,3 @@ def _apart(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
             seen.add(storage)
         apart.append(grad)
     return apart
-
-
-def _sums(grads: Sequence[Tensor | None], more: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Sums in the memory of ``grads``; None is 0."""
-    both = [(grad, other) for grad, other in zip(grads, more) if grad is not None and other is not None]
-    if both:
-        torch._foreach_add_(*map(list, zip(*both)))
-    return _apart([other if grad is None else grad for grad, other in zip(grads, more)])

@@ -116,7 +116,7 @@ class POA(BaseSelfSupervisor):
             data_preprocessor = {'type': 'MultiCropDataPreprocessor', **(data_preprocessor or {})}
         super().__init__(backbone=backbone, head=head, data_preprocessor=data_preprocessor, init_cfg=init_cfg)
         for name, value, least in (('micro_batches', micro_batches, 1), ('queue', queue, 0)):
-            if not isinstance(value, int) or value < least:
+            if type(value) is not int or value < least:
                 raise ValueError(f'{name} {value!r} is not a whole number from {least} up')
         weights = dict(
             weight_is=weight_is,
@@ -164,9 +164,8 @@ class POA(BaseSelfSupervisor):
         if length == 0:
             return None
         if not isinstance(self.class_centering[0], SinkhornKnopp):
-            raise ValueError(
-                f'queue {length} is for SinkhornKnopp; centering is {type(self.class_centering[0]).__name__}'
-            )
+            kind = type(self.class_centering[0]).__name__
+            raise ValueError(f'queue {length} is for SinkhornKnopp; the centering is {kind}')
         channels = self.head.bottleneck_channels
         return nn.ModuleList(EmbeddingQueue(length, channels) for _ in self.head.num_prototypes)
 

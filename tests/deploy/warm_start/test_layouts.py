@@ -489,6 +489,8 @@ def test_heads_and_groups_that_the_file_does_not_say(config_of, save, tmp_path):
         warm_start(config_of('resnet'), path, tmp_path / 'start.pth')
     with pytest.raises(ValueError, match='5 groups do not divide'):
         warm_start(config_of('resnet'), path, tmp_path / 'start.pth', groups=5)
+    with pytest.raises(ValueError, match=r'heads 4 \(--heads\) cannot be set of ElasticResNet'):
+        warm_start(config_of('resnet'), path, tmp_path / 'start.pth', heads=4)
     path = save(timm_swin().state_dict())
     with pytest.raises(CheckpointError, match=r'set model.backbone.unshifted_stages=\[3\], in the config \[\]'):
         warm_start(config_of('swin', unshifted_stages=[]), path, tmp_path / 'start.pth')

@@ -1,12 +1,14 @@
 """What is resized, what lies beside the weights, and a run that starts from the checkpoint."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
 from mmengine.registry import MODELS
 from mmpretrain.models import VisionTransformer
 from safetensors.torch import save_file
+from torch import nn
 from torch.testing import assert_close
 
 from poa_mm.checkpoint import CheckpointError, load_teacher, read_checkpoint
@@ -97,6 +99,8 @@ def test_a_folder_of_transformers(config_of, randomise, tmp_path):
     config.model.data_preprocessor = dict(config.model.data_preprocessor, to_rgb=True)
     report = warm_start(config, tmp_path / 'hub', tmp_path / 'start.pth')
     assert (report.assumed, report.normalisation, report.library.split()[0]) == ([], None, 'transformers')
+    with pytest.raises(ValueError, match=r'config\.json: it has 4 heads, not 8 \(--heads\)'):
+        warm_start(config, tmp_path / 'hub', tmp_path / 'start.pth', heads=8)
     other = config_of('vit')
     other.model.data_preprocessor = dict(config.model.data_preprocessor)
     with pytest.raises(CheckpointError, match='eps is 1e-05, in the config 1e-06'):
@@ -117,7 +121,7 @@ def test_a_folder_of_transformers(config_of, randomise, tmp_path):
     assert not (tmp_path / 'other.pth').exists()
 
 
-def test_a_folder_of_timm(config_of, randomise, tmp_path):
+def test_a_folder_of_timm(config_of, randomise, tmp_path, monkeypatch):
     """The comparison is with the architecture that the folder names."""
     timm = pytest.importorskip('timm')
     options = dict(img_size=32, patch_size=8, embed_dim=64, depth=3, num_heads=4)
@@ -137,7 +141,16 @@ def test_a_folder_of_timm(config_of, randomise, tmp_path):
     report = warm_start(config, tmp_path / 'hub', tmp_path / 'start.pth')
     assert report.normalisation is None
     assert not any('heads' in text for text in report.assumed)
-    # The same names with another activation: only the comparison sees it.
+    # The architecture decides: the same names with another eps, or another activation, which only the comparison sees.
+    config.model.backbone.norm_cfg = dict(type='LN', eps=1e-5)
+    with pytest.raises(CheckpointError, match=r'eps is 1e-06, in the config 1e-05'):
+        warm_start(config, tmp_path / 'hub', tmp_path / 'other.pth')
+    config.model.backbone.pop('norm_cfg')
+    norm = partial(nn.LayerNorm, eps=1e-5)
+    monkeypatch.setattr('timm.create_model', partial(timm.create_model, norm_layer=norm))
+    with pytest.raises(CheckpointError, match=r'network of timm .* have eps \[1e-05\], those of the config \[1e-06\]'):
+        warm_start(config, tmp_path / 'hub', tmp_path / 'other.pth')
+    monkeypatch.undo()
     (tmp_path / 'hub' / 'config.json').write_text(
         json.dumps({**settings, 'model_args': {**settings['model_args'], 'act_layer': 'gelu_tanh'}})
     )
@@ -183,7 +196,17 @@ def test_files_that_are_no_weights(config_of, save, tmp_path):
     for path in ('missing.pth', '.'):
         with pytest.raises(CheckpointError):
             warm_start(config_of('vit'), tmp_path / path, tmp_path / 'start.pth', heads=4)
-    path = save(torch.nn.Linear(2, 2).state_dict())
+    path = save(nn.Linear(2, 2).state_dict())
+    for options, message in (
+        (dict(images='x'), 'images are for the order taylor'),
+        (dict(images='x', order='magnitude'), 'not for the order magnitude'),
+        (dict(subnets=['32x2']), 'subnets are named for scores'),
+        (dict(order='size'), "order 'size' is not one of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            warm_start(config_of('vit'), path, tmp_path / 'start.pth', **options)
+    with pytest.raises(IsADirectoryError):
+        warm_start(config_of('vit'), path, tmp_path)
     with pytest.raises(ValueError, match='is the file of the weights, which would be lost'):
         warm_start(config_of('vit'), path, path)
     assert read_checkpoint(path)

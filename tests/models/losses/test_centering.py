@@ -6,6 +6,7 @@ from torch import distributed, multiprocessing
 from torch.testing import assert_close
 
 from poa_mm.models import MeanCentering, SinkhornKnopp
+from poa_mm.models.losses import centred
 
 CENTERINGS = {'sinkhorn': lambda k: SinkhornKnopp(), 'mean': MeanCentering}
 
@@ -171,6 +172,66 @@ def test_the_centre_is_part_of_the_checkpoint():
 def test_both_are_built_alike(kind):
     centering = MODELS.build(dict(type=kind, num_prototypes=4))
     assert centering(torch.randn(3, 4), 0.07).shape == (3, 4)
+
+
+# --- from embeddings ---
+
+
+def unit(rows, channels=8):
+    return torch.nn.functional.normalize(torch.randn(rows, channels), dim=1)
+
+
+@pytest.mark.parametrize('chunk', [2**26, 64, 1], ids=['one chunk', 'some rows', 'row by row'])
+@pytest.mark.parametrize('temperature', [0.04, 0.07, 1.0])
+@pytest.mark.parametrize('iterations', [1, 3])
+def test_factors_stand_for_the_targets(monkeypatch, chunk, temperature, iterations):
+    monkeypatch.setattr('poa_mm.models.losses.centering.CHUNK', chunk)
+    embeddings, prototypes = unit(13), unit(32)
+    shift = SinkhornKnopp(iterations).shift(embeddings, prototypes, temperature)
+    expected = SinkhornKnopp(iterations)(embeddings @ prototypes.T, temperature)
+    assert shift.shape == (32,)
+    assert_close(centred(embeddings, prototypes, shift, temperature), expected, rtol=1e-4, atol=1e-6)
+    assert_close(centred(embeddings[3:5], prototypes, shift, temperature), expected[3:5], rtol=1e-4, atol=1e-6)
+
+
+def test_the_centre_moves_as_with_logits():
+    with_logits, with_embeddings = MeanCentering(32, momentum=0.5), MeanCentering(32, momentum=0.5)
+    for _ in range(3):
+        embeddings, prototypes = unit(13), unit(32)
+        shift = with_embeddings.shift(embeddings, prototypes, 0.1)
+        expected = with_logits(embeddings @ prototypes.T, 0.1)
+        assert_close(centred(embeddings, prototypes, shift, 0.1), expected)
+        assert_close(with_embeddings.centre, with_logits.centre)
+
+
+@pytest.mark.parametrize('chunk', [2**26, 64])
+def test_stale_embeddings_take_their_shares(monkeypatch, chunk):
+    """The targets are those of one large batch; places that are not taken do not count."""
+    monkeypatch.setattr('poa_mm.models.losses.centering.CHUNK', chunk)
+    embeddings, prototypes = unit(24), unit(16)
+    stale = torch.cat([embeddings[5:], torch.zeros(9, 8)])
+    shift = SinkhornKnopp().shift(embeddings[:5], prototypes, 0.1, stale)
+    expected = SinkhornKnopp()(embeddings @ prototypes.T, 0.1)
+    assert_close(centred(embeddings, prototypes, shift, 0.1), expected, rtol=1e-4, atol=1e-6)
+    alone = SinkhornKnopp().shift(embeddings[:5], prototypes, 0.1)
+    assert_close(SinkhornKnopp().shift(embeddings[:5], prototypes, 0.1, torch.zeros(9, 8)), alone)
+    assert (shift - alone).abs().max() > 0.1
+
+
+@pytest.mark.parametrize('make', CENTERINGS.values(), ids=CENTERINGS)
+def test_shift_without_rows(make):
+    shift = make(4).shift(torch.randn(0, 8), unit(4), 0.07)
+    assert shift.shape == (4,) and shift.isfinite().all()
+
+
+def test_shift_is_float32_under_autocast():
+    embeddings, prototypes = unit(13), unit(32)
+    expected = SinkhornKnopp().shift(embeddings, prototypes, 0.04)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        found = SinkhornKnopp().shift(embeddings, prototypes, 0.04)
+        targets = centred(embeddings, prototypes, found, 0.04)
+    assert_close(found, expected, rtol=0, atol=0)
+    assert_close(targets, centred(embeddings, prototypes, expected, 0.04), rtol=0, atol=0)
 
 
 # --- over two processes ---

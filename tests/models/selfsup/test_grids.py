@@ -3,11 +3,13 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from mmpretrain.structures import DataSample
 from torch.testing import assert_close
 
+from poa_mm.datasets.transforms import BlockMask
 from poa_mm.elastic import Subnet, SubnetSpace
 from poa_mm.models import POA
 from poa_mm.models.selfsup.batch import MultiCropBatch
@@ -96,6 +98,19 @@ def test_large_patches_of_whole_native_ones_repeat_themselves():
     counts = other.mask_shares > 0
     assert counts.any() and not counts.all()
     assert torch.equal(other.masked_of(patches)[counts], batch.masked_of(whole)[counts])
+
+
+@pytest.mark.parametrize(
+    ('native', 'grid', 'hidden', 'kept'), [(14, 7, 0.19, 0.99), (14, 28, 0.29, 1.0), (4, 2, 0.04, 0.15)]
+)
+def test_what_large_patches_hide_of_the_masks_of_recipes(native, grid, hidden, kept):
+    """The numbers of docs/pretraining.md: the share of masked crops that is hidden, and of those that keep a loss."""
+    np.random.seed(0)
+    draw = BlockMask(grid=native, prob=1.0, min_patches=4 if native == 14 else 1)
+    masks = torch.from_numpy(np.concatenate([draw({})['mask'] for _ in range(1000)])).flatten(1)
+    change = change_grid(masks[masks.any(dim=1)], (native, native), (grid, grid))
+    assert_close(change.masks.float().mean().item(), hidden, rtol=0, atol=0.015)
+    assert_close(change.masks.any(dim=1).float().mean().item(), kept, rtol=0, atol=0.03)
 
 
 def test_the_native_grid_changes_nothing():
