@@ -245,7 +245,8 @@ def _schedule(recipe: Recipe) -> Schedule:
 def follow(cfg: Config, **changes: Any) -> None:
     """Change numbers of ``cfg.recipe`` and, with them, all that follows from it.
 
-    What a config of its own sets beside the recipe stays, such as a further hook.
+    What a config of its own sets beside the recipe stays, such as a further hook, and a ``train_cfg.max_iters`` that
+    ends the run before its schedule does.
 
     Args:
         cfg: A pre-training config with an entry ``recipe``; changed in place, or not at all.
@@ -270,6 +271,9 @@ def follow(cfg: Config, **changes: Any) -> None:
         {**entries._asdict(), 'train_dataloader': dict(batch_size=recipe.batch_size)}
         for recipe, entries in ((old, _schedule(old)), (new, _schedule(new)))
     )
+    ends = cfg.get('train_cfg', {}).get('max_iters')
+    if isinstance(ends, int) and ends != before['train_cfg']['max_iters'] and ends < after['train_cfg']['max_iters']:
+        before['train_cfg']['max_iters'] = after['train_cfg']['max_iters'] = ends  # a trial run: cut off, as it says
     changed = {key: _changed(cfg.get(key), before[key], after[key], key) for key in before}
     for key, value in changed.items():
         cfg[key] = value
@@ -293,7 +297,10 @@ def _changed(found: Any, before: Any, after: Any, where: str) -> Any:
     if isinstance(before, list) and isinstance(found, (list, tuple)):
         return _changed_list(list(found), before, after, where)
     if found != before:
-        raise ValueError(f'{where} is {found!r} in the config, and {before!r} by its recipe: change {where} itself')
+        raise ValueError(
+            f'{where} is {found!r} in the config, and {before!r} by its recipe, which now asks for {after!r}: '
+            'set it, or numbers of the recipe, not both'
+        )
     return after
 
 

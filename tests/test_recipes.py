@@ -135,6 +135,16 @@ def test_follow_is_as_written_so_at_first(start, changes):
     assert cfg.train_dataloader.batch_size == fresh.train_dataloader.batch_size
 
 
+def test_a_run_that_is_cut_off_stays_so():
+    cfg = run(gpus=1, batch_size=32, max_iters=1000)
+    cfg.train_cfg.max_iters = 2
+    follow(cfg, max_iters=400)
+    assert (cfg.train_cfg.max_iters, cfg.param_scheduler[0].end) == (2, 400)
+    cfg.train_cfg.max_iters = 500
+    with pytest.raises(ValueError, match='max_iters is 500 in the config, and 400 by its recipe, which now asks for 300'):
+        follow(cfg, max_iters=300)
+
+
 def test_lengths_in_iterations_stay_the_same_in_images():
     cfg = run(gpus=2, batch_size=32, max_iters=1000, warmup_iters=100, ramp_iters=300)
     follow(cfg, gpus=1)
