@@ -23,7 +23,7 @@ class Tensors(NamedTuple):
 
     Args:
         path: The file.
-        weights: Its tensors by name, without the names of wrappers.
+        weights: Its tensors by name, without the names of wrappers; numbers in single precision.
         ignored: Names of everything else.
         meta: What the file says of itself.
         settings: Of the library, in ``config.json`` beside the file; empty if there is none.
@@ -61,7 +61,8 @@ def read_tensors(path: str | os.PathLike, content: Mapping[str, Any] | None = No
         elif plain in weights:
             raise CheckpointError(f'{path}: two weights are called {plain}')
         else:
-            weights[plain] = value
+            # Some are saved in half precision, in which not everything can be computed.
+            weights[plain] = value.float() if value.is_floating_point() else value
     if not weights:
         raise CheckpointError(f'{path}: expected tensors by name, found only {shorten(content)}')
     check_finite(weights, str(path))

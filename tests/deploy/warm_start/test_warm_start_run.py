@@ -69,6 +69,17 @@ def test_a_frozen_teacher_is_what_the_run_starts_from(vit, config_of, save, tmp_
     assert_close(model.frozen_teacher.backbone.state_dict(), teacher_of(tmp_path / 'start.pth'), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision(dtype, vit, config_of, save, tmp_path):
+    vit.to(dtype)
+    config = config_of('vit', img_size=36, patch_size=12, layer_scale_init_value=0)
+    report = warm_start(config, save(vit.state_dict()), tmp_path / 'start.pth', heads=4)
+    assert report.max_abs_diff <= 1e-4
+    state = teacher_of(tmp_path / 'start.pth')
+    assert {value.dtype for value in state.values()} == {torch.float32}
+    assert torch.equal(state['cls_token'], vit.cls_token.float())
+
+
 def test_larger_patches_see_the_same(vit, config_of, save, tmp_path):
     """Images twice as large give the features of the original ones, if patches are, too."""
     warm_start(config_of('vit', img_size=64, patch_size=16), save(vit.state_dict()), tmp_path / 'start.pth', heads=4)
