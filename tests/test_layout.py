@@ -1,6 +1,7 @@
 """The structure that docs promise: rooms that know of lower ones only, no circle, no long file."""
 
 import ast
+from collections import Counter
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -86,3 +87,9 @@ def test_no_two_files_of_tests_have_one_name():
     """Pytest imports them by their name alone."""
     names = [path.name for path in (ROOT / 'tests').rglob('test_*.py')]
     assert sorted(names) == sorted(set(names))
+
+
+def test_no_two_test_files_have_one_name():
+    """Pytest imports them by their names alone, and would collect none of them."""
+    counts = Counter(path.name for path in (ROOT / 'tests').rglob('test_*.py'))
+    assert [name for name, count in counts.items() if count > 1] == []

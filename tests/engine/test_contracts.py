@@ -190,7 +190,7 @@ def test_tools_compare_with_the_checkpoint(config, monkeypatch, capfd):
     folders('less', *'bc')
     options = ['--cfg-options', 'test_dataloader.dataset.data_prefix=less']
     code, line = run('test', 'work/iter_1.pth', '--work-dir', 'work', *options)
-    assert code == 2 and line.startswith('test: test_dataloader.dataset has other classes than work/iter_1.pth')
+    assert code == 2 and line.startswith('test: error: test_dataloader.dataset has other classes than work/iter_1.pth')
     options = ['train_cfg.max_iters=2', *(f'{part}_dataloader.dataset.data_prefix=less' for part in ('train', 'val'))]
     code, line = run('train', '--work-dir', 'work', '--resume', '--cfg-options', *options)
     assert code == 2 and 'train_dataloader.dataset has other classes than' in line and 'a lacking' in line

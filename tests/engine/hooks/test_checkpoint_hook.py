@@ -197,7 +197,7 @@ def test_a_run_killed_20_times(run_config, build_runner):
         os.kill(runner.pid, signal.SIGKILL)
         runner.join()
         assert runner.exitcode == -signal.SIGKILL
-        content = load_from_poa(str(find_resumable(work_dir)))
+        content = load_from_poa(f'poa://{find_resumable(work_dir)}')
         assert content['meta']['iter'] > reached
         reached = content['meta']['iter']
     run_config.train_cfg.max_iters = reached + 1
