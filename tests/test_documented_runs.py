@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import cv2
@@ -24,9 +25,11 @@ from mmengine.registry import MODELS, DefaultScope
 
 import poa_mm.engine.resume
 from poa_mm.checkpoint import describe_supernet
+from poa_mm.compat import is_at_least
 from poa_mm.deploy.extract import extract_subnets
 
 pytest.importorskip('mmdet')
+EXPORTS = is_at_least('torch', '2.6') and find_spec('onnxruntime') is not None
 DEMO = 'work_dirs/demo/vitt_digits/train/iter_1000.pth'
 LARGE = 'work_dirs/vitl_in1k/iter_276800.pth'
 DIGITS = """
@@ -251,6 +254,8 @@ def run_block(shell, page, block, slow):
         line = line if line.startswith('CHECKPOINT=') else replaced(line, page)
         case = case_of(line)
         if case.slow and not slow:
+            continue
+        if re.search('onnx|export_subnet', line) and not EXPORTS:
             continue
         if torch.cuda.is_available() and case.says in ('no CUDA device', "device 'cuda' is not there"):
             continue

@@ -11,6 +11,7 @@ import torch.multiprocessing as mp
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS, STRATEGIES
+from mmpretrain.models import VisionTransformer
 from torch.testing import assert_close
 
 from poa_mm.checkpoint import CheckpointError, check_integrity, load_teacher, read_checkpoint
@@ -100,6 +101,7 @@ def worker(rank, world_size, folder, jobs):
         except ValueError as error:
             result = error
         torch.save(result, folder / f'{name}_{rank}.pth')
+        dist.barrier()  # the next one may start from what rank 0 has written
     dist.barrier()  # and no destroy_process_group, which may hang with gloo on torch 2.1
 
 
@@ -282,3 +284,65 @@ def test_bad_options(tmp_path, options, error):
 def test_old_torch():
     with pytest.raises(ValueError, match=rf'FullyShardStrategy needs torch .* this is {re.escape(torch.__version__)}'):
         STRATEGIES.build(dict(type='FullyShardStrategy'))
+
+
+# --- a frozen teacher -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def frozen_runs(tmp_path_factory):
+    """Runs of two ranks with either kind of frozen teacher, sharded and not."""
+    folder = tmp_path_factory.mktemp('frozen')
+    options = dict(arch=dict(embed_dims=64, num_layers=2, num_heads=4, feedforward_channels=64))
+    options |= dict(img_size=8, patch_size=4)
+    network = VisionTransformer(**options)
+    network.init_weights()
+    torch.save({'state_dict': network.state_dict()}, folder / 'network.pth')
+    init_cfg = dict(type='Pretrained', checkpoint=str(folder / 'network.pth'))
+    another = dict(backbone=dict(type='VisionTransformer', **options, init_cfg=init_cfg))
+    jobs = dict(start=dict(how=WHOLE, options={'train_cfg.max_iters': 2}))
+    for name, teacher in dict(source='source', another=another).items():
+        more = {'model.frozen_teacher': teacher}
+        if teacher == 'source':
+            more['load_from'] = str(folder / 'start' / 'iter_2.pth')
+        for kind, how in dict(whole=WHOLE, sharded=SHARDED).items():
+            jobs[f'{name}_{kind}'] = dict(how=how, options={**more, 'train_cfg.max_iters': 3})
+        resumed = folder / f'{name}_sharded' / 'iter_2.pth'
+        jobs[f'{name}_resumed'] = dict(how=SHARDED, resume=resumed, options={**more, 'train_cfg.max_iters': 3})
+    mp.spawn(worker, (2, folder, jobs), nprocs=2)
+    return folder
+
+
+@needs_sharding
+@pytest.mark.slow
+@pytest.mark.parametrize('teacher', ['source', 'another'])
+def test_a_frozen_teacher_is_the_same_with_and_without_shards(frozen_runs, teacher):
+    expected, found = (result_of(frozen_runs, f'{teacher}_{kind}') for kind in ('whole', 'sharded'))
+    for iteration in range(3):
+        assert_close(found.iterations[iteration], expected.iterations[iteration], rtol=1e-4, atol=1e-4)
+    names = [name for name in found.start if name.startswith('frozen_teacher.')]
+    assert names and ('L_IS_feature' in found.iterations[0]['losses']) == (teacher == 'another')
+    source = read_checkpoint(frozen_runs / 'start' / 'iter_2.pth')['state_dict']
+    if teacher == 'another':
+        network = read_checkpoint(frozen_runs / 'network.pth')['state_dict']
+        source = {f'teacher.backbone.{name}': value for name, value in network.items()}
+    for name in names:
+        last = found.iterations[2]['weights'][name]
+        assert torch.equal(last, found.start[name]), name
+        if name != 'frozen_teacher.loaded':
+            assert torch.equal(last, source[name.removeprefix('frozen_')]), name
+    shares = [share for name, share in found.shards.items() if name.startswith('frozen_teacher.')]
+    assert min(shares) <= 0.5
+
+
+@needs_sharding
+@pytest.mark.slow
+@pytest.mark.parametrize('teacher', ['source', 'another'])
+def test_a_frozen_teacher_resumed(frozen_runs, teacher):
+    expected, found = (result_of(frozen_runs, f'{teacher}_{kind}') for kind in ('sharded', 'resumed'))
+    assert found.iterations.keys() == {2}
+    assert_close(found.start, expected.iterations[1]['weights'], rtol=0, atol=0)
+    assert_close(found.iterations[2], expected.iterations[2], rtol=0, atol=0)
+    backbone, _ = load_teacher(frozen_runs / f'{teacher}_sharded' / 'iter_2.pth')
+    weights = {f'teacher.backbone.{name}': value for name, value in backbone.state_dict().items()}
+    assert_close(weights, {name: found.start[name] for name in weights}, rtol=0, atol=0)

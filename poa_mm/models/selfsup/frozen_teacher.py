@@ -100,16 +100,16 @@ class FrozenTeacher(BaseModule):
         Raises:
             ValueError: If it cannot take these images, or its patches are not those of the backbone.
         """
-        images = torch.empty(1, student.in_channels, *student.img_size, device='meta')
         grid = student.mask_grid(student.img_size)
+        size = student.img_size if self.patch_size is None else [self.patch_size * number for number in grid]
+        images = torch.empty(1, student.in_channels, *size, device='meta')
         try:
             with torch.no_grad():
-                found = features_of(_without_weights(self.backbone), images, grid, self.patch_size)
+                found = features_of(_without_weights(self.backbone), images, grid)
         except (RuntimeError, NotImplementedError, AssertionError) as error:
-            size = ' x '.join(map(str, student.img_size))
             raise ValueError(
                 f'the frozen teacher ({type(self.backbone).__name__}) cannot take images of {student.in_channels} '
-                f'channels and {size} pixels, those of the supernet: {str(error).splitlines()[0]}'
+                f'channels and {" x ".join(map(str, size))} pixels, those of the supernet: {str(error).splitlines()[0]}'
             ) from error
         return found.cls.shape[-1]
 
