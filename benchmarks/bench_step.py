@@ -7,9 +7,12 @@ matrix products of a step, counted while it runs (`torch.utils.flop_counter`), o
 arithmetic gets below.
 
     python benchmarks/bench_step.py [--shape S4] [--repeats 3] [--json OUT]
+    python benchmarks/bench_step.py --batch-size 8 --micro-batches 4        # pieces of 2 images
 
 The JSON has `ratio` (median over the subnets of seconds over floor), `median_seconds`, `peak_rss_gib` (above what the
-process held after its imports), seconds by phase and what each subnet took.
+process held after its imports), seconds by phase and what each subnet took. With `--micro-batches`, whole steps and
+steps in pieces take turns instead, and the JSON has `pieces_ratio`, the median of the processor's time of one in pieces
+over that of the whole one before it.
 """
 
 from __future__ import annotations
@@ -173,7 +176,9 @@ class Step:
         self.watch.watch(self.model, 'teacher_targets', 'teacher')
         self.watch.watch(self.model, 'loss', 'heads and losses')
         self.watch.watch(
-            self.model.backbone, 'extract_features', lambda x, subnet=None, mask=None: 'elastic' if subnet else 'intact'
+            self.model.backbone,
+            'extract_features',
+            lambda x, subnet=None, mask=None, part=None: 'elastic' if subnet else 'intact',
         )
         self.watch.watch(EarlyBackward, 'add', 'backward')
         self.watch.watch(TeacherTargets, 'health', 'health')
@@ -273,6 +278,32 @@ def measure(name: str, repeats: int) -> dict:
     )
 
 
+def measure_pieces(name: str, repeats: int, batch_size: int | None, pieces: int) -> dict:
+    """Steps in pieces against whole ones, by turns, in the time of the processor."""
+    MMLogger.get_instance('benchmark', log_level='ERROR').setLevel('ERROR')
+    keep_freed_memory()
+    shape = SHAPES[name] | ({} if batch_size is None else dict(batch=batch_size))
+    step, seconds = Step(shape), {}
+    ratios = defaultdict(list)
+    for turn in track(range(repeats + 1), 'rounds', console=Console(stderr=True)):
+        for subnet in subnets_of(shape):
+            for number in (1, pieces):
+                step.model.micro_batches = number
+                start = time.process_time()
+                step.run(subnet)
+                seconds[number] = time.process_time() - start
+            if turn:  # the first one fetches memory
+                ratios[subnet].append(seconds[pieces] / seconds[1])
+    return dict(
+        shape=name,
+        batch_size=shape['batch'],
+        micro_batches=pieces,
+        threads=torch.get_num_threads(),
+        pieces_ratio=round(statistics.median(chain.from_iterable(ratios.values())), 3),
+        by_subnet={str(subnet): round(statistics.median(values), 3) for subnet, values in ratios.items()},
+    )
+
+
 def show(result: dict) -> None:
     console = Console()
     table = Table('subnet', 'GFLOP', 'seconds', 'seconds / floor', title=f'{result["shape"]}: a step')
@@ -291,10 +322,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--shape', choices=SHAPES, default='S4', help='default: S4')
     parser.add_argument('--repeats', type=int, default=3, help='steps of each subnet (default: 3)')
+    parser.add_argument('--batch-size', type=int, help="images of a step with --micro-batches (default: the shape's)")
+    parser.add_argument('--micro-batches', type=int, help='compare steps in so many pieces with whole ones')
     parser.add_argument('--json', type=Path, metavar='OUT', help='write the result there too')
     args = parser.parse_args()
-    result = measure(args.shape, args.repeats)
-    show(result)
+    if args.micro_batches:
+        result = measure_pieces(args.shape, args.repeats, args.batch_size, args.micro_batches)
+        Console().print(result)
+    else:
+        result = measure(args.shape, args.repeats)
+        show(result)
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + '\n')
 

@@ -92,7 +92,9 @@ class Step:
         self.watch = EventWatch(device)
         self.watch.watch(self.model, 'teacher_targets', 'teacher')
         self.watch.watch(
-            self.model.backbone, 'extract_features', lambda x, subnet=None, mask=None: 'elastic' if subnet else 'intact'
+            self.model.backbone,
+            'extract_features',
+            lambda x, subnet=None, mask=None, part=None: 'elastic' if subnet else 'intact',
         )
 
     def loss(self, data: dict, subnet: Subnet) -> torch.Tensor:
