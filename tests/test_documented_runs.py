@@ -102,6 +102,7 @@ CASES = [  # the first that matches
     Case(r'configs/poa/(vitl|swinb|r152|vitb_warm)_in1k\.py \d', 'data_prefix = data/imagenet/train'),
     Case(r'load_from=START', 'START.pth: expected a checkpoint file, found nothing'),
     Case(r'train\.py configs/poa/vits_.*--data', more=tuple(SMALL)),
+    Case(r'warm_start\.py', 'WEIGHTS: expected a checkpoint file, found nothing'),
     Case(r'import_public_checkpoint', 'authors.pth: expected a checkpoint file, found nothing'),
     Case(r'dist_train\.sh subnets/', 'data/coco'),
     Case(r'(train|test)(\.py|\.sh) configs/detection', 'data/coco'),
