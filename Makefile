@@ -45,7 +45,7 @@ test-light:
 
 # Each test is skipped, and says so, where there is no GPU.
 test-gpu:
-	@python=$(ENV_PYTHON) && CUBLAS_WORKSPACE_CONFIG=:4096:8 $$python -m pytest -q -n 0 -rs -m gpu tests/gpu
+	@python=$(ENV_PYTHON) && CUBLAS_WORKSPACE_CONFIG=:4096:8 $$python -m pytest -q -o addopts= -rs -m gpu tests/gpu
 
 # Builds a wheel, installs it into an environment of its own and runs the demo from there.
 test-wheel:

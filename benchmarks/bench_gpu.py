@@ -25,6 +25,7 @@ import os
 import statistics
 import tempfile
 import time
+import traceback
 from collections import defaultdict
 from pathlib import Path
 
@@ -109,7 +110,7 @@ def seconds_of(device: torch.device, function) -> float:
     return time.perf_counter() - start
 
 
-def out_of_memory(error: RuntimeError) -> bool:
+def out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.cuda.OutOfMemoryError)
 
 
@@ -150,13 +151,17 @@ class Bench:
         return rows
 
     def row(self, kind: type[POA], dtype: str, mode: str, images: int) -> dict | None:
-        """One row; None if it does not fit."""
+        """One row; None if it does not fit or fails, which must not cost what has been measured."""
         found = None
         try:
             found = self._row(kind, dtype, mode, images)
-        except RuntimeError as error:
+        except Exception as error:
             if not out_of_memory(error):
-                raise
+                traceback.print_exc()
+                reason = str(error).splitlines() or ['']
+                self.left_out.append(
+                    f'{kind.__name__} {dtype} {mode} at {images} failed: {type(error).__name__}: {reason[0]}'
+                )
         gc.collect()  # outside of the except clause, which holds what was on the stack
         if self.device.type == 'cuda':
             torch.cuda.empty_cache()
@@ -324,6 +329,8 @@ def main(argv: list[str] | None = None) -> dict:
     args = parser.parse_args(argv)
     if args.device == 'cuda' and not torch.cuda.is_available():
         parser.error('no CUDA device; --device cpu --size tiny shows that it works')
+    if args.json and not args.json.absolute().parent.is_dir():
+        parser.error(f'--json {args.json}: there is no folder {args.json.parent}')
     init_default_scope('mmpretrain')
     result = Bench(args.size, torch.device(args.device), args.minutes).run()
     show(result)

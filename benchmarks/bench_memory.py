@@ -42,7 +42,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
-import psutil
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
@@ -327,6 +326,8 @@ def validate(batch_size: int = 4) -> dict:
 def resident_peak(kind: type[POA], batch_size: int, subnet: Subnet, sender) -> None:
     """Run the small step; send what the process held at most beyond what it held before."""
     init_default_scope('mmpretrain')
+    import psutil  # the light stack has none, and bench_gpu.py needs the rest of this file
+
     before = psutil.Process().memory_info().rss
     step(SMALL, kind, batch_size, subnet, None, MemoryBooks())
     sender.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)

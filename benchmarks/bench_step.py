@@ -29,7 +29,6 @@ from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
-import psutil
 import torch
 from mmengine.hooks import ParamSchedulerHook, RuntimeInfoHook
 from mmengine.logging import MessageHub, MMLogger
@@ -236,6 +235,8 @@ def subnets_of(shape: dict) -> list[Subnet]:
 def measure(name: str, repeats: int) -> dict:
     MMLogger.get_instance('benchmark', log_level='ERROR').setLevel('ERROR')
     keep_freed_memory()  # as tools/train.py does on a machine without GPU
+    import psutil  # the light stack has none, and bench_gpu.py needs the rest of this file
+
     imported = psutil.Process().memory_info().rss
     shape = SHAPES[name]
     step = Step(shape)

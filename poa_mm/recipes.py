@@ -127,6 +127,8 @@ class Recipe:
         for name in ('epochs', 'max_iters'):
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise ValueError(f'recipe.{name} {value!r} is not positive')
+        if self.amp not in (None, 'float16', 'bfloat16'):
+            raise ValueError(f'recipe.amp {self.amp!r} is not valid: float16, bfloat16 or None')
         if self.epochs is not None and not self.images:
             raise ValueError(f'recipe of {self.epochs} epochs needs the number of images')
 

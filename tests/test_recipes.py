@@ -87,6 +87,8 @@ def test_a_run_that_ends_in_its_warm_up():
         (dict(epochs=None), 'needs its length: epochs or max_iters'),
         (dict(gpus=0), 'recipe.gpus 0 is not a positive whole number'),
         (dict(batch_size='64'), "recipe.batch_size '64' is not"),
+        (dict(amp='fp8'), "recipe.amp 'fp8' is not valid: float16, bfloat16 or None"),
+        (dict(amp=True), 'recipe.amp True is not valid'),
         (dict(lr=-0.1), 'recipe.lr -0.1 is not a positive number'),
         (dict(clip_grad=float('nan')), 'recipe.clip_grad nan is not a positive number'),
     ],

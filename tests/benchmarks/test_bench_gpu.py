@@ -54,11 +54,26 @@ def test_the_largest_batch_that_fits_and_the_usual_one(monkeypatch):
     assert tried == [32, 8, 2]  # the usual batch of this size is 2
 
 
-def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch):
+def test_a_way_that_fails_is_named_and_costs_nothing_else(monkeypatch, capsys):
     bench = bench_gpu.Bench('tiny', torch.device('cpu'), minutes=1)
-    monkeypatch.setattr(bench, '_row', lambda *_: (_ for _ in ()).throw(RuntimeError('shapes differ')))
-    with pytest.raises(RuntimeError, match='shapes differ'):
-        bench.measure(bench_gpu.POA, 'bfloat16', 'plain', [2])
+
+    def row(kind, dtype, mode, images):
+        if dtype == 'float16':
+            raise RuntimeError('shapes do not match\nsecond line')
+        return dict(batch=images)
+
+    monkeypatch.setattr(bench, '_row', row)
+    assert bench.measure(bench_gpu.POA, 'float16', 'plain', [4]) == []
+    assert bench.measure(bench_gpu.POA, 'bfloat16', 'plain', [4]) == [dict(batch=4)]
+    assert bench.left_out == ['POA float16 plain at 4 failed: RuntimeError: shapes do not match']
+    assert 'Traceback' in capsys.readouterr().err
+
+
+def test_a_file_that_could_not_be_written_is_refused_first(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        bench_gpu.main(['--device', 'cpu', '--size', 'tiny', '--json', str(tmp_path / 'none' / 'gpu.json')])
+    assert stop.value.code == 2
+    assert 'there is no folder' in capsys.readouterr().err
 
 
 def test_targets_compare_equal_batches():
